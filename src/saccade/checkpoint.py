@@ -1,0 +1,290 @@
+"""Files of weights: read safely, recognised by their keys, written as safetensors.
+
+``.safetensors`` is native. ``.pth``/``.pt``/``.tar``/``.ckpt`` are read with ``torch.load(weights_only=True)``, which
+builds tensors and plain containers only and never runs code from the file. `load` needs nothing but the file: our own
+files name their model in the header, published ones are recognised by their key names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saccade import registry
+from saccade.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    StateDict = dict[str, Tensor]
+
+__all__ = ["Recipe", "StateDict", "load", "load_into", "read_header", "read_state", "save"]
+
+_NESTS = ("params_ema", "params", "state_dict", "model_state", "model", "sd")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in the format's own reader
+
+
+def __getattr__(name: str) -> Any:
+    if name == "StateDict":  # an alias that must not import torch with this module
+        from torch import Tensor
+
+        return dict[str, Tensor]
+    raise AttributeError(name)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to rebuild the model of a published checkpoint: registered name, options, and the state in our key names."""
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"no file of weights at {path}")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a file of weights")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes)")
+    return path
+
+
+def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """The metadata and the tensor table (dtype, shape, data offsets) of a safetensors file, without torch.
+
+    Raises:
+        CheckpointError: no such file, not safetensors, or truncated.
+    """
+    path = _file(path)
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > min(size - 8, _HEADER_LIMIT):
+                raise ValueError("header longer than the file")
+            table = json.loads(f.read(length))
+        metadata = {str(k): str(v) for k, v in table.pop("__metadata__", {}).items()}
+        end = max((t["data_offsets"][1] for t in table.values()), default=0)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+    if 8 + length + end > size:
+        raise CheckpointError(f"{path} is truncated: {size:,} bytes of {8 + length + end:,}")
+    return metadata, table
+
+
+def _read_pickle(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise CheckpointError(f"{path} asks for more memory than there is; it is damaged or hostile") from error
+    except Exception as error:
+        text = str(error)
+        if "weights_only" in text or "Unsupported" in text or "global" in text.lower():
+            raise CheckpointError(
+                f"{path} holds pickled objects that could run code; it was not loaded. Save its tensors alone "
+                "(torch.save(model.state_dict(), ...)) or as safetensors"
+            ) from error
+        raise CheckpointError(
+            f"{path} is damaged, truncated or no PyTorch file ({text.splitlines()[0][:120] if text else 'unreadable'})"
+        ) from error
+
+
+def _tensors(tree: Any) -> StateDict | None:
+    """The innermost mapping of names to tensors inside the usual wrappings, or None."""
+    from torch import Tensor
+
+    for _ in range(8):
+        if not isinstance(tree, Mapping):
+            return None
+        tensors = {str(k): v for k, v in tree.items() if isinstance(v, Tensor)}
+        nest = next((tree[n] for n in _NESTS if isinstance(tree.get(n), Mapping)), None)
+        if nest is None:
+            return tensors or None
+        tree = nest
+    return None
+
+
+def _strip(state: StateDict) -> StateDict:
+    """Remove the prefixes that wrappers put before every key."""
+    while True:
+        for prefix in _PREFIXES:
+            if state and all(k.startswith(prefix) for k in state):
+                state = {k[len(prefix) :]: v for k, v in state.items()}
+                break
+        else:
+            return state
+
+
+def read_state(path: str | Path) -> tuple[StateDict, dict[str, str]]:
+    """Tensors by name and metadata of any supported file; wrappings and prefixes removed.
+
+    Raises:
+        CheckpointError: missing, truncated, hostile or empty file.
+    """
+    path = _file(path)
+    with path.open("rb") as f:
+        start = f.read(16)
+    if path.suffix == ".safetensors" or (start[8:9] == b"{" and path.suffix not in {".pth", ".pt", ".tar", ".ckpt"}):
+        metadata, _ = read_header(path)
+        from safetensors.torch import load_file
+
+        try:
+            return _strip(load_file(path)), metadata
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is a damaged safetensors file ({str(error).splitlines()[0][:120]})"
+            ) from error
+    tree = _read_pickle(path)
+    state = _tensors(tree)
+    if not state:
+        raise CheckpointError(f"{path} holds no named tensors, so no weights")
+    return _strip(state), {}
+
+
+def _few(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def fit(model: nn.Module, state: StateDict, source: str) -> None:
+    """Copy ``state`` into ``model``; all names and shapes must agree.
+
+    Raises:
+        CheckpointError: names what is missing, what is not expected, and the first differing shape.
+    """
+    own = model.state_dict()
+    state = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    problems = []
+    if missing:
+        problems.append(f"missing {_few(missing)}")
+    if extra:
+        problems.append(f"not expected {_few(extra)}")
+    if shapes:
+        k = shapes[0]
+        more = f" (and {len(shapes) - 1} more)" if len(shapes) > 1 else ""
+        problems.append(f"{k} has shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}{more}")
+    if problems:
+        name = getattr(model, "saccade_name", type(model).__name__)
+        raise CheckpointError(f"{source} does not fit {name}: {'; '.join(problems)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _own(metadata: Mapping[str, str], source: str) -> tuple[str, dict[str, Any]] | None:
+    if "saccade" not in metadata:
+        return None
+    try:
+        told = json.loads(metadata["saccade"])
+        return str(told["model"]), dict(told["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source} has a damaged header: its model is not readable") from error
+
+
+def _recipe(state: StateDict, source: str) -> Recipe:
+    names = set(state)
+    for reader in registry.recognisers():
+        if reader.matches(names):
+            recipe: Recipe | None = registry.load_function(reader.module, reader.function)(state)
+            if recipe is not None:
+                return recipe
+    known = ", ".join(sorted({r.system for r in registry.recognisers()}))
+    raise CheckpointError(
+        f"{source} is of no architecture known here; its keys look like {_few(sorted(names))}. Known: {known}"
+    )
+
+
+def load(path: str | Path) -> nn.Module:
+    """Load a file of weights; the architecture and its configuration come from the file alone.
+
+    Args:
+        path: our own safetensors, or a published checkpoint of an implemented system (``.pth``, ``.safetensors``).
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: unsafe, damaged, unknown or half-matching file.
+    """
+    source = Path(path).name
+    state, metadata = read_state(path)
+    own = _own(metadata, source)
+    recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source)
+    model = registry.rebuild(recipe.model, recipe.options, source)
+    fit(model, recipe.state, source)
+    return model.eval()
+
+
+def load_into(model: nn.Module, path: str | Path) -> None:
+    """Load a file into an existing model of the same architecture and options.
+
+    Raises:
+        CheckpointError: the file is for another model or other options, or does not fit.
+    """
+    source = Path(path).name
+    state, metadata = read_state(path)
+    name, options = getattr(model, "saccade_name", None), getattr(model, "saccade_options", {})
+    own = _own(metadata, source)
+    if own is None and set(state) != set(model.state_dict()):
+        recipe = _recipe(state, source)
+        own, state = (recipe.model, recipe.options), recipe.state
+    if own is not None and name is not None:
+        wanted, got = options.get("scale"), own[1].get("scale")
+        if wanted is not None and got is not None and wanted != got:
+            raise CheckpointError(f"{source} holds {own[0]} for x{got}, you asked for x{wanted}")
+        if own[0] != name:
+            raise CheckpointError(f"{source} holds {own[0]}, not {name}")
+    fit(model, state, source)
+
+
+def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
+    """Write a model's weights as safetensors, with the name and options that `load` rebuilds it from.
+
+    The file appears whole or not at all. ``metadata`` adds strings to the header (training data, figures, ...).
+
+    Raises:
+        InputError: the model was not made by `saccade.create`, or the folder cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    name = getattr(model, "saccade_name", None)
+    if name is None:
+        raise InputError(f"{type(model).__name__} was not made by saccade.create; save its state_dict() instead")
+    told = json.dumps({"model": name, "options": model.saccade_options}, sort_keys=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    write_bytes(Path(path), to_bytes(state, metadata={"saccade": told, **metadata}))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: into a temporary file beside it, synced, then renamed.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,111 @@
+"""The command line: one verb a file, each imported only when it runs.
+
+`main` is what the installed ``saccade`` calls. Errors that users can cause become one line on stderr and an exit code:
+2 for misuse, 1 for failure; ``--debug`` before the verb shows the traceback too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+import saccade
+from saccade.errors import SaccadeError, UsageError
+
+__all__ = ["app", "main"]
+
+#: verb: (module, what its line in ``saccade --help`` says)
+VERBS = {
+    "upscale": "Enlarge pictures and clips, fast and in bounded memory.",
+    "train": "Train a network on your own pictures.",
+    "reproduce": "Re-run a system's published claim on small real data.",
+    "bench": "Measure speed beside the alternatives, as ratios from one run.",
+    "cost": "Parameters, MACs, activations, memory and latency of a model.",
+    "scale": "Scale a backbone to a target cost so that it stays fast.",
+    "list": "List the models that can be created.",
+    "systems": "Show the 81 systems and what stands of each.",
+    "export": "Write a model as ONNX.",
+    "demo": "Enlarge the bundled photograph and say what it cost.",
+}
+
+
+# typer carries its own copy of click or uses the installed one, by version: take the classes from where it has them
+_ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+class _Verbs(TyperGroup):
+    """A group whose commands are modules, imported when they are called; the help page needs none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            near = difflib.get_close_matches(cmd_name, VERBS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "saccade --help lists them"
+            raise UsageError(f"no verb named {cmd_name!r}; {hint}")
+        name = "list_models" if cmd_name == "list" else cmd_name
+        module = importlib.import_module(f"saccade.cli.{name}")
+        made: Any = getattr(module, "app", None)
+        if made is None:
+            made = typer.Typer(add_completion=False, rich_markup_mode=None)
+            made.command(name=cmd_name)(getattr(module, name))
+        command = typer.main.get_command(made)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+app = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"saccade {saccade.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Resource-efficient visual computing: spend compute, bits and memory where they matter."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="saccade", standalone_mode=False)
+    except SaccadeError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except typer.Abort:
+        _fail("interrupted", 130)
+    except _ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context else ""
+        _fail(error.format_message().replace("\n", " ") + hint, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"saccade: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,5 @@
+"""``python -m saccade.cli``: what torchrun starts."""
+
+from saccade.cli import main
+
+main()

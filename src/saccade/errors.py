@@ -1,0 +1,42 @@
+"""The errors that saccade raises on purpose. Everything a user can cause ends in one of these.
+
+Each message says what was wrong, with which thing, and what to do. The command line prints it as one line on stderr
+and exits with `exit_code`; a traceback appears only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BitstreamError", "CheckpointError", "InputError", "SaccadeError", "UnavailableError", "UsageError"]
+
+
+class SaccadeError(Exception):
+    """Base of all errors of this library; the command line turns it into one line and an exit code."""
+
+    exit_code = 1
+
+
+class UsageError(SaccadeError, ValueError):
+    """A wrong name, option or value: the call itself is to be corrected."""
+
+    exit_code = 2
+
+
+class InputError(SaccadeError, ValueError):
+    """A picture, clip, tensor or folder that cannot be used as it is."""
+
+
+class CheckpointError(SaccadeError):
+    """A file of weights that is unsafe, damaged, of another architecture, or only half matching."""
+
+
+class BitstreamError(SaccadeError):
+    """A compressed file that is damaged, truncated or of another format."""
+
+
+class UnavailableError(SaccadeError, ImportError):
+    """A missing optional dependency; the message holds the exact line that installs it."""
+
+    @classmethod
+    def extra(cls, what: str, extra: str) -> UnavailableError:
+        """The error for a missing extra: ``what`` needs ``pip install 'saccade[extra]'``."""
+        return cls(f"{what} needs an extra that is not installed: pip install 'saccade[{extra}]'")

@@ -1,0 +1,54 @@
+"""What pictures and video share about files: why one cannot be read, and how a new one appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from saccade.errors import InputError
+
+__all__ = ["check_target", "first_bytes", "reason", "temporary_beside"]
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a file that must exist and hold something. Raises InputError otherwise, one line each."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(count)
+    except FileNotFoundError:
+        raise InputError(f"cannot read {path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"cannot read {path}: it is a directory; name a file in it") from None
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise InputError(f"cannot read {path}: {reason(error)}") from None
+    if not head:
+        raise InputError(f"cannot read {path}: the file is empty (0 bytes)")
+    return head
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raise InputError when ``path`` is a directory, or exists and must not be overwritten."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory; name a file in it")
+    if path.exists() and not overwrite:
+        raise InputError(f"cannot write {path}: it exists; choose another name or overwrite it (--overwrite)")
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new empty file in the target's folder, so that the last step is a rename on one disc.
+
+    Raises InputError when no file can be made there: the earliest moment to find that out.
+    """
+    temporary = path.with_name(f".{path.stem[:80]}.{os.urandom(4).hex()}.part{path.suffix}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileNotFoundError:
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {path}: {reason(error)}") from None
+    return temporary
+
+
+def reason(error: Exception) -> str:
+    """What the system said, in one line: 'permission denied'."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).lower().split())

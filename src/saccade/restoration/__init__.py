@@ -1,0 +1,1 @@
+"""Restoration and super-resolution, and the main job: `saccade.restoration.upscale`."""

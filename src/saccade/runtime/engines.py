@@ -1,0 +1,266 @@
+"""Engines: what enlarges tiles. One face - `submit` a tile, be called back - over OpenVINO, ONNX Runtime and torch.
+
+    tile (h, w, C) uint8/uint16 --> engine --> (scale*h, scale*w, C) of the same dtype
+
+OpenVINO runs one graph from integer pixels to integer pixels (colour, network, bicubic chroma, rounding fused), one
+tile per core at a time: tiles stay in a core's cache, and no core waits for another. ONNX Runtime runs the network
+alone with the colour in numpy; torch runs whatever has no fixed graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from saccade.errors import UnavailableError
+from saccade.runtime.colour import BLACK, LUMA, SWING, bicubic_phases, enlarge_with_luma, mirrored
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Engine", "ONNXRuntimeEngine", "OpenVINOEngine", "TorchEngine", "available_backends", "cores"]
+
+Done = Callable[[np.ndarray], None]
+
+
+class Engine(Protocol):
+    """Enlarges tiles."""
+
+    backend: str
+    threads: int
+    tile: tuple[int, int]
+    """Rows and columns of a core that this engine likes best, in input pixels."""
+
+    def submit(self, tile: np.ndarray, done: Done) -> None:
+        """Enlarge (h, w, C) integers; ``done`` gets the result, perhaps in another thread, perhaps later."""
+
+    def drain(self) -> None:
+        """Wait until every ``done`` has returned; raise what one of them raised."""
+
+
+def cores() -> int:
+    """Processors that this process may use; ``OMP_NUM_THREADS`` limits them further."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(allowed, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else allowed
+
+
+def available_backends() -> list[str]:
+    """Installed backends for fixed graphs on a CPU, fastest first (measured: docs, guide "Upscale")."""
+    names = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
+    return [name for name, module in names.items() if importlib.util.find_spec(module) is not None]
+
+
+def _openvino() -> Any:
+    """OpenVINO without its model converters (and their telemetry client): 0.2 s less at start."""
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    if importlib.util.find_spec("openvino") is None:
+        raise UnavailableError.extra("the openvino backend", "onnx")
+    converters = "openvino.tools.ovc"
+    blocked = converters not in sys.modules
+    if blocked:
+        sys.modules[converters] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if blocked:
+            sys.modules.pop(converters, None)
+    return openvino
+
+
+class OpenVINOEngine:
+    """One graph from integer pixels to integer pixels, tiles in parallel, one thread each.
+
+    Args:
+        graph: ONNX file of a luma network.
+        scale: its enlargement.
+        channels: 1 (grey) or 3 (RGB).
+        dtype: ``uint8`` or ``uint16``.
+        threads: tiles at a time; 0 for all cores.
+    """
+
+    backend = "openvino"
+    tile = (180, 320)
+
+    def __init__(self, graph: Path, scale: int, channels: int, dtype: str, threads: int = 0) -> None:
+        ov = _openvino()
+        self.threads = threads or cores()
+        core = ov.Core()
+        model = _pixels_to_pixels(ov, core.read_model(str(graph)), scale, channels, np.dtype(dtype))
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": self.threads,
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        compiled = core.compile_model(model, "CPU", options)
+        self._queue = ov.AsyncInferQueue(compiled, self.threads)
+        self._queue.set_callback(self._finished)
+        self._error: BaseException | None = None
+
+    def _finished(self, request: Any, work: tuple[object, Done]) -> None:
+        try:
+            work[1](request.get_output_tensor(0).data[0])
+        except BaseException as error:  # raised again in drain: an exception must not leave a native thread
+            self._error = self._error or error
+
+    def submit(self, tile: np.ndarray, done: Done) -> None:
+        tile = np.ascontiguousarray(tile)
+        inputs = {"pixels": tile[None]}
+        if tile.shape[2] == 3:
+            inputs |= {"rows": mirrored(tile.shape[0]), "columns": mirrored(tile.shape[1])}
+        self._queue.start_async(inputs, ((tile, inputs), done), share_inputs=True)
+        if self._error:
+            self.drain()
+
+    def drain(self) -> None:
+        self._queue.wait_all()
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+
+def _pixels_to_pixels(ov: Any, luma: Any, scale: int, channels: int, dtype: np.dtype[Any]) -> Any:
+    """Put colour around a luma network: (1, h, w, C) integers -> (1, scale*h, scale*w, C) integers.
+
+    The bicubic enlargement of RGB minus its luma is one 5x5 convolution to C*scale^2 channels before the shuffle.
+    """
+    op, full = ov.opset13, float(np.iinfo(dtype).max)
+    kind = ov.Type.u8 if dtype == np.uint8 else ov.Type.u16
+    pixels = op.parameter([1, -1, -1, channels], kind, name="pixels")
+    rows = op.parameter([-1], ov.Type.i32, name="rows")
+    columns = op.parameter([-1], ov.Type.i32, name="columns")
+    for node in (pixels, rows, columns):
+        node.output(0).set_names({node.get_friendly_name()})
+
+    def constant(x: Any) -> Any:
+        return op.constant(np.asarray(x, dtype=np.float32))
+
+    def planes(x: Any) -> Any:
+        return op.transpose(op.convert(x, "f32"), op.constant(np.array([0, 3, 1, 2])))  # (1, C, h, w)
+
+    weights = LUMA if channels == 3 else np.array([SWING], dtype=np.float32)
+    x = planes(pixels)
+    y = op.convolution(x, constant(weights.reshape(1, channels, 1, 1) / full), [1, 1], [0, 0], [0, 0], [1, 1])
+    y = op.add(y, constant(BLACK))
+    network = _splice(luma, y)
+    high = op.divide(op.subtract(op.clamp(network, 0.0, 1.0), constant(BLACK)), constant(SWING / full))
+    if channels == 3:
+        around = op.gather(op.gather(pixels, rows, op.constant(1)), columns, op.constant(2))
+        phases = bicubic_phases(scale)
+        colour = np.eye(3, dtype=np.float32) - LUMA[None, :] / SWING  # (out, in): RGB without its luma
+        kernel = np.einsum("oc,it,js->oijcts", colour, phases, phases).reshape(3 * scale * scale, 3, 5, 5)
+        chroma = op.convolution(planes(around), constant(kernel), [1, 1], [0, 0], [0, 0], [1, 1])
+        high = op.add(op.depth_to_space(chroma, "depth_first", scale), high)
+    high = op.round(op.clamp(high, 0.0, full), "half_to_even")
+    out = op.convert(op.transpose(high, op.constant(np.array([0, 2, 3, 1]))), "u8" if dtype == np.uint8 else "u16")
+    used = [pixels, rows, columns] if channels == 3 else [pixels]
+    model = ov.Model([out.output(0)], used, "pixels_to_pixels")
+    return model
+
+
+def _splice(network: Any, source: Any) -> Any:
+    """The output of ``network`` when its one input is fed by ``source``."""
+    old = network.get_parameters()[0]
+    for target in old.output(0).get_target_inputs():
+        target.replace_source_output(source.output(0))
+    return network.get_results()[0].input_value(0)
+
+
+class ONNXRuntimeEngine:
+    """The luma network by ONNX Runtime, one tile per thread; colour in numpy."""
+
+    backend = "onnxruntime"
+    tile = (180, 320)
+
+    def __init__(self, graph: Path, scale: int, channels: int, dtype: str, threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UnavailableError.extra("the onnxruntime backend", "onnx") from error
+        self.threads, self.scale = threads or cores(), scale
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self._pool = _Pool(self.threads)
+
+    def _network(self, luma: np.ndarray) -> np.ndarray:
+        made: np.ndarray = self._session.run(None, {"low": np.ascontiguousarray(luma)})[0]
+        return made
+
+    def submit(self, tile: np.ndarray, done: Done) -> None:
+        self._pool.submit(lambda: done(enlarge_with_luma(tile, self.scale, self._network)))
+
+    def drain(self) -> None:
+        self._pool.drain()
+
+
+class _Pool:
+    """A bounded pool of threads: at most two tasks per thread wait."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._limit, self._waiting = 2 * threads, []  # type: ignore[var-annotated]
+
+    def submit(self, task: Callable[[], None]) -> None:
+        while len(self._waiting) >= self._limit:
+            self._waiting.pop(0).result()
+        self._waiting.append(self._pool.submit(task))
+
+    def drain(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            task.result()
+
+
+class TorchEngine:
+    """Any network of the library in eager torch, ``channels_last``; the whole of a device for one tile at a time.
+
+    Args:
+        model: luma or RGB network with ``scale`` and ``colour``.
+        device: e.g. ``cpu``, ``cuda``.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    backend = "torch"
+
+    def __init__(self, model: nn.Module, device: str = "cpu", threads: int = 0) -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.threads = torch.get_num_threads()
+        self.tile = (256, 512) if device == "cpu" else (1024, 1024)
+        self.model = model.eval().to(device).to(memory_format=torch.channels_last)
+        self.device, self.scale = device, int(model.scale)
+        self.colour = getattr(model, "colour", "rgb")
+
+    def _network(self, x: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            given = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+            made = self.model(given.contiguous(memory_format=torch.channels_last))
+            return made.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def submit(self, tile: np.ndarray, done: Done) -> None:
+        if self.colour == "luma":
+            done(enlarge_with_luma(tile, self.scale, self._network))
+            return
+        full = np.float32(np.iinfo(tile.dtype).max)
+        x = np.repeat(tile, 3, 2) if tile.shape[2] == 1 else tile
+        made = self._network((x.astype(np.float32) / full).transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+        if tile.shape[2] == 1:
+            made = made.mean(2, keepdims=True)
+        done(np.rint((made * full).clip(0, full)).astype(tile.dtype))
+
+    def drain(self) -> None:
+        return

@@ -1,0 +1,62 @@
+"""Exact tiles: cut a picture so that a network with a finite receptive field gives the same result as on the whole.
+
+    picture row of tiles (band):   halo rows ------------------------------
+                                   | core | core | core | ... | core |       one window = core + halo on every side,
+                                   halo rows ------------------------------   cut off where the picture ends
+
+At the picture's own borders a window ends with the picture, so the network pads there exactly as it would on the
+whole picture; everywhere else the halo gives it all that an output pixel can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Span", "Tile", "bands", "columns"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of one axis: its core [start, stop) and the window [low, high) that the network must see."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+    @property
+    def length(self) -> int:
+        """Pixels of the core."""
+        return self.stop - self.start
+
+    @property
+    def inner(self) -> slice:
+        """Where the core lies within its window."""
+        return slice(self.start - self.low, self.stop - self.low)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile: its rows and its columns."""
+
+    rows: Span
+    columns: Span
+
+
+def spans(length: int, core: int, halo: int) -> Iterator[Span]:
+    """Cut an axis of ``length`` pixels into nearly equal cores of at most ``core`` pixels with ``halo`` on each side."""
+    count = max(1, -(-length // core))
+    for i in range(count):
+        start, stop = i * length // count, (i + 1) * length // count
+        yield Span(start, stop, max(0, start - halo), min(length, stop + halo))
+
+
+def bands(height: int, core: int, halo: int) -> Iterator[Span]:
+    """The rows of a picture, top to bottom."""
+    return spans(height, core, halo)
+
+
+def columns(width: int, core: int, halo: int) -> Iterator[Span]:
+    """The columns of a band, left to right."""
+    return spans(width, core, halo)
