@@ -25,6 +25,7 @@ VERBS = {
     "train": "Train a network on your own pictures.",
     "reproduce": "Re-run a system's published claim on small real data.",
     "bench": "Measure speed beside the alternatives, as ratios from one run.",
+    "evaluate": "Quality of super-resolution weights by the protocol of the field.",
     "cost": "Parameters, MACs, activations, memory and latency of a model.",
     "scale": "Scale a backbone to a target cost so that it stays fast.",
     "list": "List the models that can be created.",

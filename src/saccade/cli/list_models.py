@@ -32,5 +32,5 @@ def list_models(
         return
     width = max(len(str(r["name"])) for r in rows)
     for r in rows:
-        weights = ", ".join(f"x{s}" if s else "yes" for s in r["weights"]) or "-"  # type: ignore[attr-defined]
+        weights = ", ".join(f"x{s}" if s else "yes" for s in r["weights"]) or "-"
         typer.echo(f"{r['name']:<{width}}  {r['task']:<18}  {r['system']:<14}  weights: {weights}")

@@ -139,8 +139,8 @@ def _pixels(source: Path) -> float | None:
         if is_video(source):
             from saccade.io import open_video
 
-            with open_video(source) as clip:
-                return float(clip.width * clip.height * clip.frames) if clip.frames else None
+            clip = open_video(source)
+            return float(clip.width * clip.height * clip.frames) if clip.frames else None
         with open_picture(source) as picture:
             return float(picture.width * picture.height)
     except SaccadeError:

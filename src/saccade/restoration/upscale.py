@@ -37,7 +37,8 @@ __all__ = ["Report", "Upscaler", "upscale"]
 
 AUTO = ("sesr_m5", "sesr_m11", "sesr_xl")  # what `model="auto"` chooses from, by cost
 BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
-RESIDENT = 420 << 20  # bytes of the interpreter, libvips, OpenVINO and its compiled graph (measured)
+#: bytes of the interpreter, libvips, the backend and its tiles, whatever the picture (measured)
+RESIDENT = {"openvino": 360 << 20, "onnxruntime": 360 << 20, "torch": 700 << 20}
 QUEUED = 64 << 20  # bytes of rows on their way to the encoder
 
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
@@ -203,8 +204,8 @@ class Upscaler:
         entry = registry.entry(name)
         routed = bool(entry.facts.get("routed"))
         if routed or self._network is not None:
-            network = self._loaded(weights)
-            halo, macs = int(network.halo), float(getattr(network, "kernels", 0) or _full_macs(network))
+            network: Any = self._loaded(weights)
+            halo, macs = network.halo, float(getattr(network, "kernels", 0) or _full_macs(network))
         else:
             halo, macs = _measure(weights)
         return _Choice(name, int(options["scale"]), halo, macs, weights, routed, dict(entry.facts))
@@ -247,9 +248,28 @@ class Upscaler:
 
     def _prepared(self) -> nn.Module:
         network = self._loaded(self.choice.weights)
-        if self.budget is not None and hasattr(type(network), "budget"):
+        if self.budget is not None and self.choice.routed:
             network.budget = self.budget  # type: ignore[assignment]
         return network
+
+    def _agree(self, samples: Iterator[np.ndarray]) -> None:
+        """Let the tiles of one picture share a threshold: the best pixels of the picture, not of every tile.
+
+        Args:
+            samples: (h, w, 1 or 3) integer patches spread over the picture.
+        """
+        if self.budget is None or not self.choice.routed:
+            return
+        import torch
+
+        network: Any = self._loaded(self.choice.weights)
+
+        def tensors() -> Iterator[torch.Tensor]:
+            for patch in samples:
+                x = torch.from_numpy(np.repeat(patch, 3, 2) if patch.shape[2] == 1 else patch)
+                yield (x.float() / float(np.iinfo(patch.dtype).max)).permute(2, 0, 1)[None].to(self.device)
+
+        network.calibrate(tensors(), self.budget)
 
     # -- work
 
@@ -280,6 +300,8 @@ class Upscaler:
                 clear[row : row + len(band)] = its_alpha
             row += len(band)
 
+        self.engine(channels, str(colour.dtype))
+        self._agree(_patches(width, height, read))
         self._stream(width, height, channels, str(colour.dtype), alpha is not None, read, write)
         return made, clear
 
@@ -306,6 +328,9 @@ class Upscaler:
             size, made = (reader.width, reader.height), (reader.width * scale, reader.height * scale)
             report = self._report(str(source), str(target), size)
             self._band_rows(reader.width, reader.bands, reader.dtype)  # refuse before anything is written
+            if self.budget is not None and self.choice.routed:
+                with open_picture(source) as first_look:
+                    self._agree(_patches(*size, first_look.read_rows))
             with create_picture(
                 target,
                 *made,
@@ -351,18 +376,15 @@ class Upscaler:
         from saccade.io.video import VideoWriter, open_video
 
         began = time.perf_counter()
-        with open_video(source) as reader:
-            report = self._report(str(source), str(target), (reader.width, reader.height))
-            made = report.made
-            options = {} if quality is None else {"quality": quality}
-            report.frames = 0
-            with VideoWriter(target, *made, like=reader, overwrite=overwrite, **options) as writer:
-                for frame in reader:
-                    writer.write(self.array(frame)[0])
-                    report.frames += 1
-                    if advance:
-                        advance(frame.shape[0] * frame.shape[1])
-            report.notices = [*getattr(reader, "notices", []), *getattr(writer, "notices", [])]
+        reader = open_video(source)
+        report = self._report(str(source), str(target), (reader.width, reader.height))
+        report.frames, report.notices = 0, reader.notices
+        with VideoWriter(target, *report.made, like=reader, quality=quality, overwrite=overwrite) as writer:
+            for frame in reader:
+                writer.write(self.array(frame)[0])
+                report.frames += 1
+                if advance:
+                    advance(frame.shape[0] * frame.shape[1])
         self._account(report)
         report.seconds = time.perf_counter() - began
         return report
@@ -376,16 +398,11 @@ class Upscaler:
         """Fill in what was spent."""
         pixels = report.size[0] * report.size[1] * report.frames
         report.macs = self.choice.macs * pixels
-        spent = getattr(self._network, "spent", None) if self.choice.routed else None
-        if spent is not None:
-            told = spent.take()
-            full = self.choice.macs * pixels
-            report.macs = told["macs"]
-            report.budget = {
-                "asked": self.budget,
-                "macs_fraction": told["macs"] / full if full else 1.0,
-                "shares": told["shares"],
-            }
+        if self.choice.routed:
+            spent = sum((e.spent.take() for e in self._engines.values()), start=engines.Spent())  # type: ignore[attr-defined]
+            report.macs = self.choice.macs * pixels * spent.fraction
+            shares = {"light": 1 - spent.heavy_share, "heavy": spent.heavy_share}
+            report.budget = {"asked": self.budget, "macs_fraction": spent.fraction, "shares": shares}
         elif self.budget is not None:
             largest = registry.default_weights(AUTO[-1], scale=self.choice.scale)
             full_macs = _measure(largest)[1] if largest else self.choice.macs
@@ -398,8 +415,8 @@ class Upscaler:
             UsageError: not even a band of 16 rows fits.
         """
         item, scale = np.dtype(dtype).itemsize, self.choice.scale
-        tile_rows, tile_columns = self.engine(channels, dtype).tile
-        resident = RESIDENT + QUEUED + (600 << 20 if self.backend == "torch" else 0)
+        tile_rows = self.engine(channels, dtype).tile[0]
+        resident = RESIDENT[self.backend] + QUEUED
         per_row = width * (channels + 1) * item * (3 * scale**2 + 4)
         fixed = 4 * self.choice.halo * width * (channels + 1) * item
         room = self.max_memory - resident - fixed
@@ -519,6 +536,22 @@ def _rolling(reader: PictureReader) -> Read:
     return read
 
 
+def _patches(width: int, height: int, read: Read, count: int = 4, side: int = 128) -> Iterator[np.ndarray]:
+    """About ``count`` x ``count`` patches spread evenly over a picture, read top to bottom."""
+    rows, columns_ = min(side, height), min(side, width)
+    tops = sorted({round(i * (height - rows) / max(1, count - 1)) for i in range(count)})
+    lefts = sorted({round(i * (width - columns_) / max(1, count - 1)) for i in range(count)})
+    end = 0
+    for top in tops:
+        top = max(top, end)
+        if top + rows > height:
+            return
+        band = read(top, rows)[0]
+        end = top + rows
+        for left in lefts:
+            yield band[:, left : left + columns_]
+
+
 def _measure(weights: Path) -> tuple[int, float]:
     """Halo in pixels and MACs per input pixel of a chain of stride-1 convolutions, from its file's header alone."""
     _, table = read_header(weights)
@@ -526,8 +559,9 @@ def _measure(weights: Path) -> tuple[int, float]:
     return sum(shape[2] // 2 for shape in kernels), float(sum(np.prod(shape) for shape in kernels))
 
 
-def _full_macs(network: nn.Module) -> float:
-    return float(getattr(network, "full_macs", 0.0))
+def _full_macs(network: Any) -> float:
+    """MACs per input pixel of a routed network that spends all it can."""
+    return float(network.cost(64, 64, 1.0)) / (64 * 64)
 
 
 def _can_export() -> bool:

@@ -52,6 +52,15 @@ def bicubic(x: np.ndarray, scale: int) -> np.ndarray:
     return x
 
 
+def luma(x: np.ndarray) -> np.ndarray:
+    """BT.601 luma without its black level: (..., 3) -> (...), in [0, 219/255] for pictures in [0, 1].
+
+    Written out, because a matrix product rounds differently by where a pixel lies in memory: tiles would differ.
+    """
+    made: np.ndarray = x[..., 0] * LUMA[0] + x[..., 1] * LUMA[1] + x[..., 2] * LUMA[2]
+    return made
+
+
 def enlarge_with_luma(tile: np.ndarray, scale: int, network: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Enlarge a picture with a network that knows luma only.
 
@@ -69,8 +78,7 @@ def enlarge_with_luma(tile: np.ndarray, scale: int, network: Callable[[np.ndarra
         high = network((BLACK + SWING * x)[None, None, :, :, 0])[0, 0].clip(0, 1)
         y = ((high - BLACK) / SWING)[:, :, None]
     else:
-        luma = x @ LUMA + BLACK
-        high = network(luma[None, None])[0, 0].clip(0, 1)
+        high = network((luma(x) + BLACK)[None, None])[0, 0].clip(0, 1)
         smooth = bicubic(x, scale)
-        y = smooth + ((high - smooth @ LUMA - BLACK) / SWING)[:, :, None]
+        y = smooth + ((high - luma(smooth) - BLACK) / SWING)[:, :, None]
     return np.rint((y * full).clip(0, full)).astype(tile.dtype)

@@ -14,18 +14,17 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from saccade.errors import UnavailableError
-from saccade.runtime.colour import BLACK, LUMA, SWING, bicubic_phases, enlarge_with_luma, mirrored
+from saccade.runtime.colour import enlarge_with_luma, mirrored
+from saccade.runtime.fused import pixels_to_pixels
 
-if TYPE_CHECKING:
-    from torch import nn
-
-__all__ = ["Engine", "ONNXRuntimeEngine", "OpenVINOEngine", "TorchEngine", "available_backends", "cores"]
+__all__ = ["Engine", "ONNXRuntimeEngine", "OpenVINOEngine", "Spent", "TorchEngine", "available_backends", "cores"]
 
 Done = Callable[[np.ndarray], None]
 
@@ -94,7 +93,7 @@ class OpenVINOEngine:
         ov = _openvino()
         self.threads = threads or cores()
         core = ov.Core()
-        model = _pixels_to_pixels(ov, core.read_model(str(graph)), scale, channels, np.dtype(dtype))
+        model = pixels_to_pixels(ov, core.read_model(str(graph)), scale, channels, np.dtype(dtype))
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": self.threads,
@@ -125,53 +124,6 @@ class OpenVINOEngine:
         if self._error:
             error, self._error = self._error, None
             raise error
-
-
-def _pixels_to_pixels(ov: Any, luma: Any, scale: int, channels: int, dtype: np.dtype[Any]) -> Any:
-    """Put colour around a luma network: (1, h, w, C) integers -> (1, scale*h, scale*w, C) integers.
-
-    The bicubic enlargement of RGB minus its luma is one 5x5 convolution to C*scale^2 channels before the shuffle.
-    """
-    op, full = ov.opset13, float(np.iinfo(dtype).max)
-    kind = ov.Type.u8 if dtype == np.uint8 else ov.Type.u16
-    pixels = op.parameter([1, -1, -1, channels], kind, name="pixels")
-    rows = op.parameter([-1], ov.Type.i32, name="rows")
-    columns = op.parameter([-1], ov.Type.i32, name="columns")
-    for node in (pixels, rows, columns):
-        node.output(0).set_names({node.get_friendly_name()})
-
-    def constant(x: Any) -> Any:
-        return op.constant(np.asarray(x, dtype=np.float32))
-
-    def planes(x: Any) -> Any:
-        return op.transpose(op.convert(x, "f32"), op.constant(np.array([0, 3, 1, 2])))  # (1, C, h, w)
-
-    weights = LUMA if channels == 3 else np.array([SWING], dtype=np.float32)
-    x = planes(pixels)
-    y = op.convolution(x, constant(weights.reshape(1, channels, 1, 1) / full), [1, 1], [0, 0], [0, 0], [1, 1])
-    y = op.add(y, constant(BLACK))
-    network = _splice(luma, y)
-    high = op.divide(op.subtract(op.clamp(network, 0.0, 1.0), constant(BLACK)), constant(SWING / full))
-    if channels == 3:
-        around = op.gather(op.gather(pixels, rows, op.constant(1)), columns, op.constant(2))
-        phases = bicubic_phases(scale)
-        colour = np.eye(3, dtype=np.float32) - LUMA[None, :] / SWING  # (out, in): RGB without its luma
-        kernel = np.einsum("oc,it,js->oijcts", colour, phases, phases).reshape(3 * scale * scale, 3, 5, 5)
-        chroma = op.convolution(planes(around), constant(kernel), [1, 1], [0, 0], [0, 0], [1, 1])
-        high = op.add(op.depth_to_space(chroma, "depth_first", scale), high)
-    high = op.round(op.clamp(high, 0.0, full), "half_to_even")
-    out = op.convert(op.transpose(high, op.constant(np.array([0, 2, 3, 1]))), "u8" if dtype == np.uint8 else "u16")
-    used = [pixels, rows, columns] if channels == 3 else [pixels]
-    model = ov.Model([out.output(0)], used, "pixels_to_pixels")
-    return model
-
-
-def _splice(network: Any, source: Any) -> Any:
-    """The output of ``network`` when its one input is fed by ``source``."""
-    old = network.get_parameters()[0]
-    for target in old.output(0).get_target_inputs():
-        target.replace_source_output(source.output(0))
-    return network.get_results()[0].input_value(0)
 
 
 class ONNXRuntimeEngine:
@@ -221,6 +173,36 @@ class _Pool:
             task.result()
 
 
+@dataclass
+class Spent:
+    """What a network that routes pixels has executed, over any number of tiles."""
+
+    pixels: int = 0
+    heavy: int = 0
+    macs: int = 0
+    full_macs: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        mine, its = astuple(self), astuple(other)
+        return Spent(*(a + b for a, b in zip(mine, its, strict=True)))
+
+    def take(self) -> Spent:
+        """The sums so far; they start again at zero."""
+        taken = replace(self)
+        self.pixels = self.heavy = self.macs = self.full_macs = 0
+        return taken
+
+    @property
+    def heavy_share(self) -> float:
+        """Share of the pixels that went to the heavy sampler."""
+        return self.heavy / self.pixels if self.pixels else 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Executed over full MACs."""
+        return self.macs / self.full_macs if self.full_macs else 1.0
+
+
 class TorchEngine:
     """Any network of the library in eager torch, ``channels_last``; the whole of a device for one tile at a time.
 
@@ -232,7 +214,7 @@ class TorchEngine:
 
     backend = "torch"
 
-    def __init__(self, model: nn.Module, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, model: Any, device: str = "cpu", threads: int = 0) -> None:
         import torch
 
         if threads:
@@ -242,6 +224,7 @@ class TorchEngine:
         self.model = model.eval().to(device).to(memory_format=torch.channels_last)
         self.device, self.scale = device, int(model.scale)
         self.colour = getattr(model, "colour", "rgb")
+        self.spent = Spent()
 
     def _network(self, x: np.ndarray) -> np.ndarray:
         import torch
@@ -249,7 +232,14 @@ class TorchEngine:
         with torch.inference_mode():
             given = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
             made = self.model(given.contiguous(memory_format=torch.channels_last))
-            return made.float().cpu().numpy()  # type: ignore[no-any-return]
+            report = getattr(self.model, "last_report", None)
+            if report is not None:
+                self.spent.pixels += report.pixels
+                self.spent.heavy += report.heavy
+                self.spent.macs += report.macs
+                self.spent.full_macs += report.full_macs
+            out: np.ndarray = made.float().cpu().numpy()
+            return out
 
     def submit(self, tile: np.ndarray, done: Done) -> None:
         if self.colour == "luma":

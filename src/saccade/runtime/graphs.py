@@ -11,14 +11,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saccade import registry
 from saccade.checkpoint import read_header, write_bytes
 from saccade.errors import CheckpointError, InputError, UnavailableError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 __all__ = ["cache_folder", "cached_graph", "export", "graph_for", "told_by"]
 
@@ -29,7 +26,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SACCADE_CACHE") or Path(home) / "saccade")
 
 
-def export(model: nn.Module, path: Path, weights: Path | None = None) -> None:
+def export(model: Any, path: Path, weights: Path | None = None) -> None:
     """Write a network on (1, C, h, w) pictures as ONNX with free height and width.
 
     Args:
@@ -152,7 +149,7 @@ def graph_for(weights: Path) -> Path:
         return found
     from saccade.checkpoint import load, save
 
-    model = load(weights)
+    model: Any = load(weights)
     if registry.entry(str(model.saccade_name)).facts.get("routed"):
         raise CheckpointError(f"{weights.name} decides for every pixel what runs: it has no fixed graph")
     folder = _cached(weights)

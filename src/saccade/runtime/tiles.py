@@ -45,7 +45,7 @@ class Tile:
 
 
 def spans(length: int, core: int, halo: int) -> Iterator[Span]:
-    """Cut an axis of ``length`` pixels into nearly equal cores of at most ``core`` pixels with ``halo`` on each side."""
+    """Cut an axis of ``length`` pixels into nearly equal cores of at most ``core`` pixels, with a halo on each side."""
     count = max(1, -(-length // core))
     for i in range(count):
         start, stop = i * length // count, (i + 1) * length // count

@@ -46,6 +46,7 @@ class Options:
         steps: optimiser steps in all.
         batch: crops a step and device.
         patch: side of the low-resolution crop, pixels.
+        shrink: sizes at which every photograph is taken, fractions of its own.
         rate: peak learning rate of Adam.
         warmup: steps of linear warm-up.
         hold: fraction of the steps at the peak rate before the cosine begins.
@@ -69,6 +70,7 @@ class Options:
     steps: int = 40_000
     batch: int = 16
     patch: int = 48
+    shrink: tuple[float, ...] = (1.0,)
     rate: float = 1e-3
     warmup: int = 300
     hold: float = 0.0
@@ -102,6 +104,8 @@ class Options:
             raise UsageError(f"--ema must lie in [0, 1), not {self.ema}")
         if not 0 <= self.hold <= 1:
             raise UsageError(f"--hold must lie in [0, 1], not {self.hold}")
+        if not self.shrink or not all(0 < size <= 1 for size in self.shrink):
+            raise UsageError(f"--shrink takes sizes in (0, 1], not {self.shrink}")
         if self.loss not in ("l1", "l2"):
             raise UsageError(f"--loss is l1 or l2, not {self.loss!r}")
 
@@ -151,7 +155,7 @@ class Average:
         torch._foreach_lerp_(old, new, 1 - decay)
 
 
-def _loss_function(model: nn.Module, options: Options) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss_function(model: Any, options: Options) -> Callable[[Tensor, Tensor], Tensor]:
     own = getattr(model, "training_loss", None)
     if own is not None:
         return lambda low, high: own(low, high, options.phase)
@@ -159,17 +163,17 @@ def _loss_function(model: nn.Module, options: Options) -> Callable[[Tensor, Tens
     return lambda low, high: measure(model(low), high)
 
 
-def _parameters(model: nn.Module, phase: int) -> list[nn.Parameter]:
+def _parameters(model: Any, phase: int) -> list[nn.Parameter]:
     of_phase = getattr(model, "phase_parameters", None)
     return list(of_phase(phase)) if of_phase else [p for p in model.parameters() if p.requires_grad]
 
 
 @torch.inference_mode()
-def validation_psnr(model: nn.Module, pairs: CropPairs, *, phase: int = 0) -> float:
+def validation_psnr(model: Any, pairs: CropPairs, *, phase: int = 0) -> float:
     """Mean PSNR of luma in dB over whole pictures: 8-bit rounding, ``scale`` pixels shaved from each border."""
     was, scale = model.training, pairs.scale
     model.eval()
-    enlarge = getattr(model, "forward_heavy", model) if phase == 0 else model
+    enlarge: Any = getattr(model, "forward_heavy", model) if phase == 0 else model
     total = 0.0
     for low, high in pairs.pairs:
         rgb, target = low[None].float() / 255, luma(high[None].float() / 255)
@@ -188,7 +192,7 @@ def _start_from(model: nn.Module, path: str, scale: int) -> str:
     """Load what fits of another file: the whole, or - for another scale - all but the last layer."""
     from saccade.checkpoint import load
 
-    given = load(path)
+    given: Any = load(path)
     if isinstance(model_expansion := getattr(model, "expansion", None), int) and hasattr(given, "expand"):
         given = given.expand(model_expansion)
     own, other = model.state_dict(), given.state_dict()
@@ -213,6 +217,10 @@ def _model_options(options: Options, model: nn.Module | None = None) -> dict[str
     if registry.entry(options.model).system == "sesr":
         chosen.setdefault("expansion", "paper")
     return chosen
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Run:
@@ -241,7 +249,7 @@ class Run:
         differing = [
             f"--{k.replace('_', '-')} was {old[k]!r}, now {v!r}"
             for k, v in dataclasses.asdict(options).items()
-            if k not in FREE and k in old and old[k] != v
+            if k not in FREE and k in old and old[k] != _plain(v)
         ]
         if differing:
             raise UsageError(
@@ -306,7 +314,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
         torch.manual_seed(options.seed)
         raw = registry.create(options.model, weights=None, scale=options.scale, **_model_options(options)).train()
     is_luma = getattr(raw, "colour", "rgb") == "luma"
-    crops = CropPairs(pictures, options.scale, options.patch, luma=is_luma)
+    crops = CropPairs(pictures, options.scale, options.patch, luma=is_luma, shrink=options.shrink)
     tests = CropPairs(held, options.scale, 1, luma=is_luma)
     if options.start and kept is None:
         started = _start_from(raw, options.start, options.scale)
@@ -343,7 +351,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
             "step": step,
             "seconds": time.monotonic() - began,
             "course": run.course,
-            "options": dataclasses.asdict(options),
+            "options": {k: _plain(v) for k, v in dataclasses.asdict(options).items()},
         }
 
     running, counted = 0.0, 0

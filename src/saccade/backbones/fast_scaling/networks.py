@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +15,7 @@ from saccade.backbones.fast_scaling.counting import BlockShape, block_shapes
 from saccade.backbones.fast_scaling.scaling import scale as scaled
 from saccade.backbones.fast_scaling.solver import solve
 from saccade.checkpoint import Recipe, StateDict
+from saccade.cost import cost
 from saccade.errors import CheckpointError, SaccadeError, UsageError
 from saccade.registry import recognise, register
 
@@ -176,26 +175,27 @@ def timm_regnet(
     return made
 
 
-def seconds(net: Architecture, *, batch: int = 1, repeats: int = 7, device: str | torch.device = "cpu") -> float:
-    """Median time of one inference at the network's training size, in seconds; weights are random.
+def seconds(
+    net: Architecture,
+    *,
+    batch: int = 1,
+    repeats: int = 7,
+    threads: int | None = None,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Median time of one inference at the network's training size, in seconds, for `solve_measured`.
 
     Args:
         batch: pictures at once.
-        repeats: timed runs, after two that are not.
-        device: where to run; on the CPU with torch's current number of threads.
+        repeats: timed runs.
+        threads: of the processor; by default as many as torch uses now.
+        device: where to run.
     """
     model = AnyNet(net).to(device).to(memory_format=torch.channels_last).eval()
     x = torch.zeros(batch, 3, net.train_size, net.train_size, device=device).to(memory_format=torch.channels_last)
-    on_gpu = x.device.type == "cuda"
-    times = []
-    with torch.inference_mode():
-        for _ in range(2 + repeats):
-            start = time.perf_counter()
-            model(x)
-            if on_gpu:
-                torch.cuda.synchronize(x.device)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    latency = cost(model, x, repeats=repeats, threads=threads).latency_s
+    assert latency is not None  # a real device was given
+    return latency
 
 
 # ---------------------------------------------------------------------------------------------------------------------

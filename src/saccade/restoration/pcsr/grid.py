@@ -1,21 +1,20 @@
-"""Output pixels in blocks: where each one's first layer comes from, and where its answer goes.
+"""Output pixels in blocks of rows: where each one's first layer comes from, and where its answer goes.
 
 A grid holds the features of a batch and cuts the output pixels into blocks of bounded size. `Fast` is a sampler made
 ready for one grid: the feature part of its first layer is evaluated once per input pixel of a block, the position part
 is looked up. Both are exact; `Sampler.forward` on `queries` is the slow truth.
 
-    PhaseGrid   whole scales: pixels in the order (scale^2, B*h*w), the position part is one of scale^2 constants
-    FreeGrid    any output size: pixels in the order (B, H, W), the position part is a row's plus a column's term
+    PhaseGrid   whole scales: the position part of a first layer is one of scale^2 constants
+    FreeGrid    any output size: the position part is a row's plus a column's term
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saccade.restoration.pcsr.sampler import Sampler, axis_positions, phase_positions
 
@@ -36,34 +35,44 @@ def queries(features: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """Some output pixels: ``outputs`` of them, over the input pixels whose features (D, P) are ``features``."""
+    """Rows of one picture.
+
+    Attributes:
+        features: (D, P), of the input pixels that the rows lie on.
+        picture: place in the batch.
+        rows: first and last + 1, of the input in a `PhaseGrid`, of the output in a `FreeGrid`.
+        outputs: output pixels, in the grid's own order.
+    """
 
     features: Tensor
-    place: tuple[int, int, int]  # where it lies in the grid, for the grid's own use
+    picture: int
+    rows: tuple[int, int]
     outputs: int
 
 
 class PhaseGrid:
-    """All output pixels of a whole scale, by phase.
+    """All output pixels of a whole scale; those of a block are in the order (phase, input pixel).
 
     Args:
         features: (B, D, h, w).
         scale: whole enlargement s.
-        block: output pixels to hold at once.
+        block: output pixels to hold at once; at least those of one input row are.
     """
 
     def __init__(self, features: Tensor, scale: int, block: int) -> None:
-        self.batch, _, self.h, self.w = features.shape
-        self.scale = scale
-        self.size = (self.h * scale, self.w * scale)
-        self.features = features.transpose(0, 1).flatten(1)  # (D, B*h*w)
-        self.step = max(1, block // (scale * scale))
+        self.features, self.scale = features, scale
+        self.h, self.w = features.shape[2:]
+        self.step = min(self.h, max(1, block // (self.w * scale * scale)))
+        inputs = torch.arange(self.step * self.w, device=features.device)
+        self.pixel = inputs.repeat(scale * scale)  # of each output of a full block: its input pixel
 
     def blocks(self) -> Iterator[Block]:
-        """Cut the grid; every block has all phases of some input pixels."""
-        for a in range(0, self.features.shape[1], self.step):
-            part = self.features[:, a : a + self.step]
-            yield Block(part, (a, a + part.shape[1], 0), part.shape[1] * self.scale**2)
+        """Cut the grid into blocks of input rows."""
+        for b, features in enumerate(self.features):
+            for top in range(0, self.h, self.step):
+                end = min(top + self.step, self.h)
+                part = features[:, top:end].flatten(1)
+                yield Block(part, b, (top, end), part.shape[1] * self.scale**2)
 
     def positions(self, sampler: Sampler) -> tuple[Tensor, ...]:
         """The position part of a sampler's first layer, bias included: (o, s^2)."""
@@ -75,26 +84,20 @@ class PhaseGrid:
         return (by_feature[:, None] + positions[0][:, :, None]).flatten(1)
 
     def some(self, rows: Tensor, positions: tuple[Tensor, ...], block: Block, chosen: Tensor) -> Tensor:
-        """First layer of the chosen pixels: (P, o), `positions` and (K,) int64 -> (K, o)."""
-        inputs = rows.shape[0]
-        phase = torch.div(chosen, inputs, rounding_mode="floor")
-        first = rows.index_select(0, chosen - phase * inputs)
-        return first.add_(positions[0].t().contiguous().index_select(0, phase))
+        """First layer of the chosen pixels: (P, o), `positions` and (K,) ascending int64 -> (K, o)."""
+        inputs, phases = rows.shape[0], self.scale**2
+        pixel = self.pixel if inputs == self.step * self.w else self.pixel[:inputs].repeat(phases)
+        first = rows.index_select(0, pixel.index_select(0, chosen))
+        ends = torch.searchsorted(chosen, torch.arange(1, phases + 1, device=chosen.device) * inputs).tolist()
+        for phase, (a, b) in enumerate(zip([0, *ends], ends, strict=False)):
+            first[a:b] += positions[0][:, phase]
+        return first
 
-    def empty(self, channels: int, dtype: torch.dtype) -> Tensor:
-        """A canvas for answers, (channels, s^2, B*h*w)."""
-        return self.features.new_empty((channels, self.scale**2, self.features.shape[1]), dtype=dtype)
-
-    def view(self, canvas: Tensor, block: Block) -> Tensor:
-        """The part of a canvas that belongs to a block."""
-        a, b, _ = block.place
-        return canvas[:, :, a:b]
-
-    def picture(self, canvas: Tensor) -> Tensor:
-        """A canvas as pictures (B, channels, H, W)."""
-        s = self.scale
-        parts = canvas.view(-1, s, s, self.batch, self.h, self.w)
-        return parts.permute(3, 0, 4, 1, 5, 2).reshape(self.batch, -1, *self.size)
+    def view(self, picture: Tensor, block: Block) -> Tensor:
+        """A block's part of (B, C, H, W), as (C, s, s, rows, w): the block's own order."""
+        top, end = block.rows
+        part = picture[block.picture, :, top * self.scale : end * self.scale]
+        return part.view(-1, end - top, self.scale, self.w, self.scale).permute(0, 2, 4, 1, 3)
 
 
 class FreeGrid:
@@ -114,12 +117,12 @@ class FreeGrid:
         self.step = max(1, block // size[1])
 
     def blocks(self) -> Iterator[Block]:
-        """Cut the grid; every block has whole output rows of one picture."""
-        for b in range(len(self.features)):
+        """Cut the grid into blocks of output rows."""
+        for b, features in enumerate(self.features):
             for top in range(0, self.size[0], self.step):
                 end = min(top + self.step, self.size[0])
-                part = self.features[b, :, int(self.y[top]) : int(self.y[end - 1]) + 1]
-                yield Block(part.flatten(1), (b, top, end), (end - top) * self.size[1])
+                part = features[:, int(self.y[top]) : int(self.y[end - 1]) + 1]
+                yield Block(part.flatten(1), b, (top, end), (end - top) * self.size[1])
 
     def positions(self, sampler: Sampler) -> tuple[Tensor, ...]:
         """The position part of a sampler's first layer: rows (o, H), cell and bias included, and columns (o, W)."""
@@ -131,36 +134,28 @@ class FreeGrid:
 
     def _rows(self, block: Block) -> Tensor:
         """Input row, within the block's features, of each output row of the block."""
-        _, top, end = block.place
+        top, end = block.rows
         return (self.y[top:end] - self.y[top]).to(self.features.device)
 
     def all(self, by_feature: Tensor, positions: tuple[Tensor, ...], block: Block) -> Tensor:
         """First layer of all pixels of a block: (o, P) and `positions` -> (o, outputs)."""
-        _, top, end = block.place
+        top, end = block.rows
         nearest = by_feature.unflatten(1, (-1, self.features.shape[3]))[:, self._rows(block)][:, :, self.columns]
         return (nearest + positions[0][:, top:end, None] + positions[1][:, None]).flatten(1)
 
     def some(self, rows: Tensor, positions: tuple[Tensor, ...], block: Block, chosen: Tensor) -> Tensor:
-        """First layer of the chosen pixels: (P, o), `positions` and (K,) int64 -> (K, o)."""
-        _, top, end = block.place
+        """First layer of the chosen pixels: (P, o), `positions` and (K,) ascending int64 -> (K, o)."""
+        top, end = block.rows
         y = torch.div(chosen, self.size[1], rounding_mode="floor")
         x = chosen - y * self.size[1]
         first = rows.index_select(0, self._rows(block)[y] * self.features.shape[3] + self.columns[x])
         first += positions[0][:, top:end].t().index_select(0, y)
         return first.add_(positions[1].t().index_select(0, x))
 
-    def empty(self, channels: int, dtype: torch.dtype) -> Tensor:
-        """A canvas for answers, (channels, B, H, W)."""
-        return self.features.new_empty((channels, len(self.features), *self.size), dtype=dtype)
-
-    def view(self, canvas: Tensor, block: Block) -> Tensor:
-        """The part of a canvas that belongs to a block."""
-        b, top, end = block.place
-        return canvas[:, b, top:end]
-
-    def picture(self, canvas: Tensor) -> Tensor:
-        """A canvas as pictures (B, channels, H, W)."""
-        return canvas.transpose(0, 1)
+    def view(self, picture: Tensor, block: Block) -> Tensor:
+        """A block's part of (B, C, H, W): (C, rows, W)."""
+        top, end = block.rows
+        return picture[block.picture, :, top:end]
 
 
 class Fast:
@@ -172,38 +167,32 @@ class Fast:
 
     def __init__(self, sampler: Sampler, grid: PhaseGrid | FreeGrid) -> None:
         self.grid = grid
-        self.by_feature, self.by_position, _ = sampler.split()
+        self.by_feature, _, _ = sampler.split()
         self.positions = grid.positions(sampler)
-        tail: list[nn.Linear] = list(sampler.layers[1:])  # type: ignore[arg-type]
-        self.weights = [layer.weight for layer in tail]
+        self.weights = [layer.weight for layer in sampler.tail_layers]
         self.offsets: list[Tensor] = []
-        for layer in tail:
+        for layer in sampler.tail_layers:
             offset = layer.bias[:, None]  # (o, 1)
             self.offsets.append(torch.addmm(offset, layer.weight, self.offsets[-1]) if self.offsets else offset)
-        self.tail_macs = sum(weight.numel() for weight in self.weights)
+        self.floors = [-offset for offset in self.offsets]
+        self.tail_macs = sampler.tail_macs
         self.macs = 0
 
     def _tail(self, x: Tensor) -> Tensor:
         if not self.weights:
             return x
         x = x.relu_()
-        for weight, offset in zip(self.weights[:-1], self.offsets[:-1], strict=True):
+        for weight, floor in zip(self.weights[:-1], self.floors[:-1], strict=True):
             y = weight @ x
-            x = torch.maximum(y, -offset, out=y)
+            x = torch.maximum(y, floor, out=y)
         return (self.weights[-1] @ x).add_(self.offsets[-1])
 
     def answer(self, block: Block, chosen: Tensor | None = None) -> Tensor:
         """Answers (outputs, K) for the chosen pixels (K,) of a block, or for all of them."""
-        inputs = block.features.shape[1]
-        self.macs += self.by_feature.numel() * inputs
+        self.macs += self.by_feature.numel() * block.features.shape[1]
         if chosen is None:
             self.macs += self.tail_macs * block.outputs
             return self._tail(self.grid.all(self.by_feature @ block.features, self.positions, block))
         self.macs += self.tail_macs * chosen.numel()
         rows = block.features.t() @ self.by_feature.t()
         return self._tail(self.grid.some(rows, self.positions, block, chosen).t())
-
-
-def whole(scale: float) -> bool:
-    """Whether an enlargement is a whole number."""
-    return math.isclose(scale, round(scale))

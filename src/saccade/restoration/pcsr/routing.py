@@ -17,7 +17,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-__all__ = ["cluster_threshold", "flops_per_pixel", "k_threshold", "macs_per_pixel", "refine", "share_threshold"]
+from saccade.restoration.pcsr.grid import Block, Fast
+
+__all__ = ["cluster_threshold", "flops_per_pixel", "k_threshold", "macs_per_pixel", "refine", "run", "share_threshold"]
+
+GATHER = 1000  # multiply-accumulates that take as long as gathering and scattering one pixel
 
 
 def _per_pixel(network: nn.Module, official: bool) -> int:
@@ -108,6 +112,35 @@ def cluster_threshold(margins: Tensor, iterations: int = 20, tolerance: float = 
             break
     light = margins.flatten()[value <= cut]
     return float(light.max())
+
+
+def run(block: Block, mask: Tensor, heavy: Fast, light: Fast) -> tuple[int, Tensor]:
+    """The routed answers of a block: gather, run, scatter.
+
+    The heavy sampler runs on its pixels alone. The light one runs on its own list too, unless evaluating it on the
+    whole block costs less than gathering and scattering that list would.
+
+    Args:
+        block: of a grid.
+        mask: (outputs,) bool, true where heavy.
+        heavy, light: the two samplers.
+
+    Returns:
+        The number of heavy pixels, and (3, outputs).
+    """
+    wanted = mask.nonzero().squeeze(1)
+    many, few = wanted.numel(), block.outputs - wanted.numel()
+    if few == 0:
+        return many, heavy.answer(block)
+    if many * light.tail_macs <= few * GATHER:
+        answer = light.answer(block)
+    else:
+        others = (~mask).nonzero().squeeze(1)
+        part = light.answer(block, others)
+        answer = part.new_empty(part.shape[0], block.outputs).index_copy_(1, others, part)
+    if many:
+        answer.index_copy_(1, wanted, heavy.answer(block, wanted))
+    return many, answer
 
 
 def refine(picture: Tensor, heavy: Tensor) -> Tensor:

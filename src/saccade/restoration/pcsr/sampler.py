@@ -13,6 +13,7 @@ what makes products with such narrow matrices fast.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 
@@ -66,12 +67,23 @@ class Sampler(nn.Module):
         if min(widths) < 1:
             raise UsageError(f"a sampler cannot have hidden widths {list(hidden)}: all must be at least 1")
         self.features, self.outputs = features, outputs
+        self.widths = widths
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one query, the official way of counting (whole first layer)."""
-        return sum(layer.weight.numel() for layer in self.layers)  # type: ignore[union-attr,misc]
+        return self.first_macs + 4 * self.widths[1] + self.tail_macs
+
+    @property
+    def first_macs(self) -> int:
+        """Multiply-accumulates of the feature part of the first layer: once per input pixel."""
+        return self.features * self.widths[1]
+
+    @property
+    def tail_macs(self) -> int:
+        """Multiply-accumulates of what follows the first layer: once per output pixel."""
+        return sum(i * o for i, o in itertools.pairwise(self.widths[1:]))
 
     def forward(self, queries: Tensor) -> Tensor:
         """The slow truth: (..., D + 4) query inputs -> (..., outputs)."""
@@ -86,10 +98,25 @@ class Sampler(nn.Module):
         first: nn.Linear = self.layers[0]  # type: ignore[assignment]
         return first.weight[:, : self.features], first.weight[:, self.features :], first.bias
 
+    @property
+    def tail_layers(self) -> list[nn.Linear]:
+        """The layers behind the first."""
+        return list(self.layers[1:])  # type: ignore[arg-type]
+
+    def difference(self) -> Sampler:
+        """A sampler with one output: the second of this one's minus its first, as for the margin of two classes."""
+        made = copy.deepcopy(self)
+        last: nn.Linear = made.layers[-1]  # type: ignore[assignment]
+        made.widths, made.outputs = [*self.widths[:-1], 1], 1
+        with torch.no_grad():
+            last.weight = nn.Parameter(last.weight[1:2] - last.weight[:1])
+            last.bias = nn.Parameter(last.bias[1:2] - last.bias[:1])
+        return made
+
     def tail(self, x: Tensor) -> Tensor:
         """What follows the first layer: its sums (o, P), channels first and overwritten, -> (outputs, P)."""
-        for layer in self.layers[1:]:
-            x = torch.addmm(layer.bias[:, None], layer.weight, F.relu_(x))  # type: ignore[arg-type,index]
+        for layer in self.tail_layers:
+            x = torch.addmm(layer.bias[:, None], layer.weight, F.relu_(x))
         return x
 
     def dense(self, features: Tensor, scale: int) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from saccade.ops._resize_new.weights import axes
+from saccade.ops.resize.weights import axes
 
 __all__ = ["resize_naive", "weight_matrix"]
 
@@ -20,7 +20,7 @@ def resize_naive(
     method: str = "bicubic",
     antialias: bool = True,
 ) -> Tensor:
-    """(..., h, w) -> (..., H, W); arguments and errors as in `saccade.ops._resize_new.resize`."""
+    """(..., h, w) -> (..., H, W); arguments and errors as in `saccade.ops.resize.resize`."""
     rows, columns = axes(x.shape[-2], x.shape[-1], scale, size, method, antialias)
     down = weight_matrix(rows.n, rows.m, rows.scale, method, antialias)  # (H, h)
     across = weight_matrix(columns.n, columns.m, columns.scale, method, antialias)  # (W, w)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saccade.ops._resize_new.numpy import RowResizer, resize_array
+from saccade.ops.resize.numpy import RowResizer, resize_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def resize(
     """(..., h, w) -> (..., H, W), up or down by any real scale, in x's dtype and on its device.
 
     Output sample i of an axis is a weighted sum of the source samples around (i + 1/2) / scale - 1/2: see
-    `saccade.ops._resize_new.weights`. Bicubic with a = -1/2 and antialiasing is MATLAB's ``imresize`` and the convention of
+    `saccade.ops.resize.weights`. Bicubic with a = -1/2 and antialiasing is MATLAB's ``imresize`` and the convention of
     every super-resolution benchmark; ``torch.nn.functional.interpolate`` differs from it at the edges and, without
     antialiasing, in the kernel.
 
@@ -47,6 +47,6 @@ def resize(
         UsageError: neither scale nor size, or one that is not positive, or an unknown method.
         InputError: fewer than two dimensions, no pixels, or a dtype that is neither floating point nor uint8.
     """
-    from saccade.ops._resize_new.torch import resize_planes
+    from saccade.ops.resize.torch import resize_planes
 
     return resize_planes(x, scale, size, method, antialias)

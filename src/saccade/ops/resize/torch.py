@@ -1,9 +1,9 @@
-"""Fast `resize` on tensors: per axis, a few small matrix products along the diagonal of the weight matrix.
+"""Fast `resize` on tensors.
 
-Cutting the sparse weight matrix into blocks of 16 to 64 output samples wastes a few multiplications by zero and gains
-the speed of matrix products (see `benchmarks/resize.py`); any scale takes the same path. Small pictures take all rows
-in one product. What is traced (`torch.compile`, `torch.export`, fake and meta tensors) or lives on an accelerator
-gathers tap by tap instead: every operation is visible, and height and width may stay symbolic.
+On the CPU small pictures take one dense matrix per axis for all planes at once; larger ones go plane by plane through
+the blocked products of `saccade.ops.resize.numpy`. The map is linear, so its gradient is the transposed map on the
+same path. What is traced (`torch.compile`, `torch.export`, fake and meta tensors) or lives on an accelerator is
+gathered tap by tap instead: every operation is visible, and height and width may stay symbolic.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import torch
 from torch import Tensor
 
 from saccade.errors import InputError
-from saccade.ops._resize_new.weights import KERNELS, Axis, axes, stretch, tap_count
+from saccade.ops.resize.numpy import multiply_plane
+from saccade.ops.resize.weights import KERNELS, Axis, axes, stretch, tap_count
 
 __all__ = ["resize_gather", "resize_planes"]
 
-ROWS, COLUMNS_DOWN, COLUMNS_UP = 16, 32, 64  # output samples per block, measured
-SMALL = ROWS_WHOLE = 256  # up to this many rows, in and out, one product for all rows of all planes is quicker
-HUGE = 1 << 22  # bytes from which huge pages are asked for
-
-Bands = tuple[tuple[slice, slice, Tensor], ...]
+SMALL = 128  # pictures up to this many samples on a side, in and out, use one dense matrix per axis: measured
+NUMPY = (torch.uint8, torch.float32, torch.float64)
 
 
 def resize_planes(
@@ -65,52 +63,19 @@ class _Resize(torch.autograd.Function):
 
 
 def _multiply(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
     (h, H), (w, W) = rows.sizes, columns.sizes
-    y = _empty((len(x), H, W), x.dtype)
-    down = _blocks(rows, ROWS_WHOLE if max(h, H) <= SMALL else ROWS, work)
-    across = _blocks(columns, COLUMNS_UP if w <= W else COLUMNS_DOWN, work)
-    rows_first = h >= H
-    # planes taken together: one when cut into bands, a cache's worth when a single product serves them all
-    group = max(1, (1 << 21) // max(h * w, H * W)) if len(down) == 1 else 1
-    middle = _empty((min(group, len(x)), *((H, w) if rows_first else (h, W))), work)  # written over by each group
-    for source, target in zip(x.split(group), y.split(group), strict=True):
-        planes, between = source.to(work).contiguous(), middle[: len(source)]
-        out = target if x.dtype == work else torch.empty(target.shape, dtype=work)
-        if rows_first:
-            _down(planes, down, between)
-            _across(between, across, out)
-        else:
-            _across(planes, across, between)
-            _down(between, down, out)
-        if out is not target:
-            target.copy_(_finish(out, x.dtype))
-    return y
-
-
-def _down(x: Tensor, bands: Bands, out: Tensor) -> None:
-    """Multiply the columns: x (g, h, w) -> out (g, H, w); several bands only with g = 1."""
-    if len(bands) == 1:
-        ((_, source, weight),) = bands
-        torch.bmm(weight.expand(len(x), -1, -1), x[:, source], out=out)
-        return
-    for to, source, weight in bands:
-        torch.mm(weight, x[0, source], out=out[0, to])
-
-
-def _across(x: Tensor, bands: Bands, out: Tensor) -> None:
-    """Multiply the rows: x (g, h, w) -> out (g, h, W)."""
-    lines, results = x.flatten(0, 1), out.flatten(0, 1)
-    for to, source, weight in bands:
-        torch.mm(lines[:, source], weight.T, out=results[:, to])
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a result. numpy asks the kernel for huge pages; first touching 4 KB ones costs as much as the work."""
-    count = math.prod(shape)
-    if count * dtype.itemsize < HUGE:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.empty(count * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    if max(h, H, w, W) <= SMALL:
+        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast("cpu", enabled=False):
+            y = torch.matmul(torch.matmul(_dense(rows, work), x.to(work)), _dense(columns, work).T)
+        return _finish(y, x.dtype)
+    if x.dtype not in NUMPY:
+        return _multiply(x.float(), rows, columns).to(x.dtype)
+    planes = x.detach().numpy()
+    out = np.empty((len(x), H, W), planes.dtype)  # numpy asks for huge pages: first touching small ones is slow
+    for source, target in zip(planes, out, strict=True):
+        multiply_plane(source, target, rows, columns)
+    return torch.from_numpy(out)
 
 
 def _finish(y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,8 +86,13 @@ def _finish(y: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _blocks(axis: Axis, block: int, dtype: torch.dtype) -> Bands:
-    return tuple((band.out, band.source, torch.tensor(band.weight, dtype=dtype)) for band in axis.bands(block))
+def _dense(axis: Axis, dtype: torch.dtype) -> Tensor:
+    """(outputs, inputs)."""
+    n, m = axis.sizes
+    (band,) = axis.bands(m)
+    matrix = torch.zeros(m, n, dtype=dtype)
+    matrix[:, band.source] = torch.tensor(band.weight, dtype=dtype)
+    return matrix
 
 
 def resize_gather(
