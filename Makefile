@@ -35,7 +35,7 @@ lint: $(READY_DEV) ## style, format, types, floors
 	$(BIN)/lint-imports
 
 docs: $(READY_DEV) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY_DEV) ## measure speed beside the alternatives (BENCH=upscale)
 	$(BIN)/saccade bench $(BENCH)

@@ -33,6 +33,13 @@ log = logging.getLogger("mkdocs.hooks.saccade")
 _MARK = re.compile(r"^<!-- saccade: (\w+) (\w+) -->$", re.MULTILINE)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Give the pages of the API reference their place in the navigation."""
+    pages = [{Path(place).stem: place} for place in reference_pages() if place != "reference/index.md"]
+    config.nav = [*(config.nav or []), {"API": [{"Overview": "reference/index.md"}, *pages]}]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     pages = {
@@ -136,7 +143,7 @@ def _count(name: str, scale: int | None) -> tuple[str, int, int] | None:
     if scale:
         channels, height, width = model.in_channels, -(-720 // scale), -(-1280 // scale)
     else:
-        channels, height = 3, int(getattr(getattr(model, "architecture", None), "test_size", 224))
+        channels, height = 3, int(getattr(getattr(model, "architecture", None), "train_size", 224))
         width = height
     counted = cost(model, torch.empty(1, channels, height, width, device="meta"))
     return f"{channels}x{height}x{width}", counted.parameters, counted.macs

@@ -8,9 +8,14 @@ files name their model in the header, published ones are recognised by their key
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
+import re
 import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +29,16 @@ if TYPE_CHECKING:
 
     StateDict = dict[str, Tensor]
 
-__all__ = ["Recipe", "StateDict", "load", "load_into", "read_header", "read_state", "save"]
+__all__ = ["Recipe", "StateDict", "load", "load_into", "named_model", "read_header", "read_state", "save"]
 
 _NESTS = ("params_ema", "params", "state_dict", "model_state", "model", "sd")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in the format's own reader
+_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_SLACK = 4  # what a file may unfold to, as a multiple of its size: tensors may share storage, zip archives be packed
+#: what torch's safe reader allows although it makes much memory of a few bytes: bytearray(n), encode(encode(..), "hex")
+_SWELLING = re.compile(rb"c(_codecs\nencode|(?:builtins|__builtin__)\nbytearray)\n")
 
 
 def __getattr__(name: str) -> Any:
@@ -74,17 +84,57 @@ def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, A
                 raise ValueError("header longer than the file")
             table = json.loads(f.read(length))
         metadata = {str(k): str(v) for k, v in table.pop("__metadata__", {}).items()}
-        end = max((t["data_offsets"][1] for t in table.values()), default=0)
+        end = max((_end(t) for t in table.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+        raise CheckpointError(f"{path} is not a safetensors file ({str(error)[:120]})") from error
     if 8 + length + end > size:
         raise CheckpointError(f"{path} is truncated: {size:,} bytes of {8 + length + end:,}")
     return metadata, table
 
 
+def _end(entry: dict[str, Any]) -> int:
+    """Where the bytes of a tensor end. Raises ValueError where dtype, shape and offsets contradict each other."""
+    begin, end = entry["data_offsets"]
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (begin, end, *entry["shape"])) or len(entry["shape"]) > 64:
+        raise ValueError("a shape or an offset is no count")
+    if end - begin != math.prod(entry["shape"]) * _ITEM_BYTES.get(entry["dtype"], 0) and entry["dtype"] in _ITEM_BYTES:
+        raise ValueError("a shape contradicts its offsets")
+    return end
+
+
+def _refuse_swelling(path: Path) -> None:
+    """Refuse a ``.pth`` that would take far more memory than its size: packed storages, byte strings made by code.
+
+    Raises:
+        CheckpointError: such a file, or a damaged archive.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        if f.read(4) == b"PK\x03\x04":
+            try:
+                with zipfile.ZipFile(f) as archive:
+                    whole = sum(member.file_size for member in archive.infolist())
+                    if whole > _SLACK * size:
+                        raise CheckpointError(
+                            f"{path} would unfold from {size:,} to {whole:,} bytes; it was not loaded"
+                        )
+                    pickles = [archive.read(m) for m in archive.infolist() if m.filename.endswith(".pkl")]
+            except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError) as error:
+                raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+            found = any(_SWELLING.search(data) for data in pickles)
+        else:
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                found = _SWELLING.search(data) is not None
+    if found:
+        raise CheckpointError(
+            f"{path} holds byte strings that are made by code; it was not loaded. Save its tensors alone"
+        )
+
+
 def _read_pickle(path: Path) -> Any:
     import torch
 
+    _refuse_swelling(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError as error:
@@ -114,6 +164,24 @@ def _tensors(tree: Any) -> StateDict | None:
             return tensors or None
         tree = nest
     return None
+
+
+def _check_values(state: StateDict, path: Path) -> None:
+    """Refuse tensors that have no dense values, or (by strides of zero) claim far more than the file holds.
+
+    Raises:
+        CheckpointError: such tensors.
+    """
+    import torch
+
+    for name, v in state.items():
+        if v.layout != torch.strided or v.device.type != "cpu" or v.is_quantized:
+            raise CheckpointError(
+                f"{path} holds {name[:80]}, a tensor without dense values (sparse, quantised or meta)"
+            )
+    whole, size = sum(v.numel() * v.element_size() for v in state.values()), path.stat().st_size
+    if whole > _SLACK * size:
+        raise CheckpointError(f"{path} declares {whole:,} bytes of tensors in a file of {size:,}; it was not loaded")
 
 
 def _strip(state: StateDict) -> StateDict:
@@ -150,6 +218,7 @@ def read_state(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     state = _tensors(tree)
     if not state:
         raise CheckpointError(f"{path} holds no named tensors, so no weights")
+    _check_values(state, path)
     return _strip(state), {}
 
 
@@ -178,33 +247,75 @@ def fit(model: nn.Module, state: StateDict, source: str) -> None:
         k = shapes[0]
         more = f" (and {len(shapes) - 1} more)" if len(shapes) > 1 else ""
         problems.append(f"{k} has shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}{more}")
+    kinds = [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]
+    if kinds and not problems:
+        problems.append(f"{kinds[0]} is {str(state[kinds[0]].dtype).removeprefix('torch.')}, not floating-point")
     if problems:
         name = getattr(model, "saccade_name", type(model).__name__)
         raise CheckpointError(f"{source} does not fit {name}: {'; '.join(problems)}")
-    model.load_state_dict(state, strict=False)
+    if any(v.is_meta for v in own.values()):
+        return
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{source} cannot be copied into the network ({str(error).splitlines()[-1].strip()})"
+        ) from error
+
+
+def named_model(text: str, source: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a model from the ``saccade`` entry of a file's header.
+
+    Raises:
+        CheckpointError: the entry is damaged.
+    """
+    try:
+        told = json.loads(text)
+        name, options = told["model"], told["options"]
+        if not (isinstance(name, str) and re.fullmatch(r"[\w.-]{1,100}", name) and isinstance(options, dict)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{source} has a damaged header: its model is not readable") from error
+    return name, options
 
 
 def _own(metadata: Mapping[str, str], source: str) -> tuple[str, dict[str, Any]] | None:
-    if "saccade" not in metadata:
-        return None
-    try:
-        told = json.loads(metadata["saccade"])
-        return str(told["model"]), dict(told["options"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source} has a damaged header: its model is not readable") from error
+    return named_model(metadata["saccade"], source) if "saccade" in metadata else None
 
 
 def _recipe(state: StateDict, source: str) -> Recipe:
     names = set(state)
     for reader in registry.recognisers():
         if reader.matches(names):
-            recipe: Recipe | None = registry.load_function(reader.module, reader.function)(state)
+            read = registry.load_function(reader.module, reader.function)
+            try:
+                recipe: Recipe | None = read(state)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{source} has the names of {reader.system}, but its tensors do not go together ({error})"
+                ) from error
             if recipe is not None:
                 return recipe
     known = ", ".join(sorted({r.system for r in registry.recognisers()}))
     raise CheckpointError(
         f"{source} is of no architecture known here; its keys look like {_few(sorted(names))}. Known: {known}"
     )
+
+
+def _sketch(recipe: Recipe, source: str) -> None:
+    """Compare with a network without values first: options in a header could ask for one of any size.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = registry.create(recipe.model, weights=None, **recipe.options)
+    except Exception:  # wrong options, which `registry.rebuild` explains, or a network that needs values to be made
+        return
+    fit(model, recipe.state, source)
 
 
 def load(path: str | Path) -> nn.Module:
@@ -223,6 +334,8 @@ def load(path: str | Path) -> nn.Module:
     state, metadata = read_state(path)
     own = _own(metadata, source)
     recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source)
+    if own and own[1].keys() - {"scale"}:
+        _sketch(recipe, source)
     model = registry.rebuild(recipe.model, recipe.options, source)
     fit(model, recipe.state, source)
     return model.eval()
@@ -285,6 +398,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
         raise

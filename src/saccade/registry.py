@@ -256,3 +256,5 @@ def rebuild(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
         return create(name, weights=None, **options)
     except UsageError as error:
         raise CheckpointError(f"{source} was written for a model this version does not have: {error}") from error
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} asks for {name} with options that cannot be ({error})") from error

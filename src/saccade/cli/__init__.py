@@ -104,9 +104,13 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"unexpected {type(error).__name__}: {error} (saccade --debug ... shows where; please report it)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"saccade: {message}", file=sys.stderr)
+    print(f"saccade: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)

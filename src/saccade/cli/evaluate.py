@@ -51,5 +51,7 @@ def evaluate(
         typer.echo(json_module.dumps({"model": model, "scale": int(network.scale), "sets": rows}, indent=1))
         return
     for folder, figures in rows.items():
-        told = "  ".join(f"{name} {value:.4f}" if "ssim" in name else f"{name} {value:.2f}" for name, value in figures.items())
+        told = "  ".join(
+            f"{name} {value:.4f}" if "ssim" in name else f"{name} {value:.2f}" for name, value in figures.items()
+        )
         typer.echo(f"{Path(folder).name:<12} x{network.scale}  {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import re
 import sys
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from saccade.errors import SaccadeError, UsageError
+from saccade.errors import InputError, SaccadeError, UsageError
+from saccade.io.files import reason
 
 
 def parse_bytes(text: str) -> int:
@@ -29,7 +31,7 @@ def parse_bytes(text: str) -> int:
 def upscale(
     inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, clips, folders or globs.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
+        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
     ] = None,
     scale: Annotated[int | None, typer.Option(help="2, 3 or 4.  [default: 2, or the weights file's own]")] = None,
     model: Annotated[str, typer.Option(help="auto, a name (saccade list --task super-resolution) or a file.")] = "auto",
@@ -52,7 +54,7 @@ def upscale(
     """
     from saccade.io import find_pictures, is_video
     from saccade.progress import bar
-    from saccade.restoration.upscale import Upscaler, targets
+    from saccade.restoration.upscale import Upscaler, names_folder, targets
 
     began = time.perf_counter()
     if quality is not None and not 0 <= quality <= 100:
@@ -68,8 +70,7 @@ def upscale(
         threads=threads,
     )
     pairs = list(targets(sources, output, worker.choice.scale, format))
-    if output is not None and (len(pairs) > 1 or not output.suffix):
-        _make_folder(output)
+    fresh = _make_folder(Path(output)) if output is not None and names_folder(output) else []
     reports: list[dict[str, Any]] = []
     failed = 0
     for source, target in pairs:
@@ -89,6 +90,8 @@ def upscale(
                     )
         except SaccadeError as error:
             failed += 1
+            if failed == len(pairs):
+                _remove_empty(fresh)
             if len(pairs) == 1:
                 raise
             print(f"saccade: {error}", file=sys.stderr)
@@ -111,8 +114,8 @@ def describe(report: Any) -> str:
     size, made = (f"{w} x {h}" for w, h in (report.size, report.made))
     frames = f", {report.frames} frames" if report.frames != 1 else ""
     line = (
-        f"{report.target}  {size} -> {made}{frames}  {report.model} x{report.scale}, {report.backend} on {report.device}, "
-        f"{report.threads} threads  {report.macs / 1e9:,.1f} GMACs  {report.seconds:.2f} s"
+        f"{report.target}  {size} -> {made}{frames}  {report.model} x{report.scale}, {report.backend} on "
+        f"{report.device}, {report.threads} threads  {report.macs / 1e9:,.1f} GMACs  {report.seconds:.2f} s"
     )
     if report.budget:
         line += f"  budget {report.budget['asked']}: {report.budget['macs_fraction']:.0%} of the full MACs"
@@ -122,11 +125,22 @@ def describe(report: Any) -> str:
     return line
 
 
-def _make_folder(path: Path) -> None:
+def _make_folder(path: Path) -> list[Path]:
+    """Make a folder and those above it; returns the ones that are new, innermost first."""
+    fresh = [p for p in (path, *path.parents) if not p.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot create the folder {path}: {error.strerror}") from error
+        _remove_empty(fresh)
+        raise InputError(f"cannot create the folder {path}: {reason(error)}") from error
+    return fresh
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Nothing was made: leave no empty folders behind either."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _pixels(source: Path) -> float | None:

@@ -7,6 +7,7 @@ continues with exactly the crops that it would have had.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,12 +52,12 @@ def _resized(picture: Tensor, size: float) -> Tensor:
 
 
 def _read(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as opened:
             pixels = np.array(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -103,7 +104,8 @@ class CropPairs:
             (size, C, patch, patch) and (size, C, scale*patch, scale*patch), float32 in [0, 1]; C is 1 or 3.
         """
         chance = np.random.default_rng((seed, step, rank))
-        lows, highs = [], []
+        lows: list[Tensor] = []
+        highs: list[Tensor] = []
         for which in chance.choice(len(self.pairs), size, p=self.chance):
             low, high = self.pairs[which]
             top = int(chance.integers(low.shape[1] - self.patch + 1))

@@ -25,8 +25,8 @@ from saccade.checkpoint import read_header
 from saccade.errors import CheckpointError, InputError, UnavailableError, UsageError
 from saccade.runtime import engines
 from saccade.runtime.colour import bicubic
-from saccade.runtime.graphs import cached_graph, graph_for, told_by
-from saccade.runtime.tiles import Span, bands, columns
+from saccade.runtime.graphs import cached_graph, check_finite, graph_for, told_by
+from saccade.runtime.tiles import Span, bands, columns, fitted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +38,9 @@ __all__ = ["Report", "Upscaler", "upscale"]
 AUTO = ("sesr_m5", "sesr_m11", "sesr_xl")  # what `model="auto"` chooses from, by cost
 BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
 #: bytes of the interpreter, libvips, the backend and its tiles, whatever the picture (measured)
-RESIDENT = {"openvino": 360 << 20, "onnxruntime": 360 << 20, "torch": 700 << 20}
+RESIDENT = {"openvino": 440 << 20, "onnxruntime": 360 << 20, "torch": 700 << 20}
 QUEUED = 64 << 20  # bytes of rows on their way to the encoder
+CHROMA_HALO = 2  # input pixels that bicubic chroma and alpha see beyond their own place
 
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
 Write = Callable[[np.ndarray, np.ndarray | None], None]
@@ -142,19 +143,18 @@ class Upscaler:
 
     def _choose(self, model: str, scale: int | None) -> _Choice:
         if model == "auto":
-            return self._auto(scale or 2)
-        if os.sep in model or Path(model).suffix or Path(model).exists():
+            return self._auto(2 if scale is None else scale)
+        if os.sep in model or Path(model).suffix or (Path(model).is_file() and not registry.list_models(model)):
             return self._from_file(Path(model), scale)
         entry = registry.entry(model)
         if entry.task != "super-resolution":
             others = ", ".join(registry.list_models(task="super-resolution")[:6])
             raise UsageError(f"{model} is for {entry.task}; models that enlarge: {others}, ...")
-        scale = scale or entry.scales[0]
+        scale = entry.scales[0] if scale is None else scale
         registry.check_scale(entry, scale)
         weights = registry.default_weights(model, scale=scale)
         if weights is None:
-            shipped = ", ".join(sorted(p.stem for p in registry.WEIGHTS.glob("*.safetensors")))
-            raise UsageError(f"no weights ship for {model} x{scale}; give a file, or one of: {shipped}")
+            raise UsageError(f"no weights ship for {model} x{scale}; give a file, or one of: {_shipped()}")
         if self.budget is not None and not entry.facts.get("routed"):
             raise UsageError(f"{model} has no dial; use --model auto (it chooses by cost) or a PCSR model")
         return self._settle(model, {"scale": scale}, weights)
@@ -168,6 +168,8 @@ class Upscaler:
             weights = registry.default_weights(name, scale=scale)
             assert weights is not None
             choices.append(self._settle(name, {"scale": scale}, weights))
+        if not choices:
+            raise UsageError(f"no weights ship for x{scale}; there are {_shipped()}")
         if self.budget is None:
             return choices[0]
         limit = self.budget * max(c.macs for c in choices)
@@ -181,6 +183,7 @@ class Upscaler:
             from saccade.checkpoint import load
 
             self._network = load(path)
+            check_finite(self._network, path)
             name, options = self._network.saccade_name, self._network.saccade_options  # type: ignore[assignment]
         try:
             entry = registry.entry(str(name))
@@ -188,7 +191,9 @@ class Upscaler:
             raise CheckpointError(f"{path.name} was written for a model this version does not have: {error}") from error
         if entry.task != "super-resolution":
             raise CheckpointError(f"{path.name} holds {name}, a network for {entry.task}: it cannot enlarge pictures")
-        found = int(options.get("scale", entry.scales[0]))
+        found = options.get("scale", entry.scales[0])
+        if found not in entry.scales:
+            raise CheckpointError(f"{path.name} has a damaged header: {name} has no scale {str(found)[:20]!r}")
         if scale is not None and scale != found:
             able = ", ".join(
                 n for n in registry.list_models(task="super-resolution") if scale in registry.entry(n).scales
@@ -203,18 +208,21 @@ class Upscaler:
     def _settle(self, name: str, options: dict[str, Any], weights: Path) -> _Choice:
         entry = registry.entry(name)
         routed = bool(entry.facts.get("routed"))
-        if routed or self._network is not None:
+        graph = weights if weights.parent == registry.WEIGHTS else cached_graph(weights)
+        if routed or graph is None:
             network: Any = self._loaded(weights)
             halo, macs = network.halo, float(getattr(network, "kernels", 0) or _full_macs(network))
         else:
-            halo, macs = _measure(weights)
-        return _Choice(name, int(options["scale"]), halo, macs, weights, routed, dict(entry.facts))
+            halo, macs = _measure(graph.with_suffix(".safetensors"))
+        scale = int(options.get("scale", entry.scales[0]))
+        return _Choice(name, scale, max(halo, CHROMA_HALO), macs, weights, routed, dict(entry.facts))
 
     def _loaded(self, weights: Path) -> nn.Module:
         if self._network is None:
             from saccade.checkpoint import load
 
             self._network = load(weights)
+            check_finite(self._network, weights)
         return self._network
 
     def _backend(self, asked: str) -> str:
@@ -326,7 +334,7 @@ class Upscaler:
         began, scale = time.perf_counter(), self.choice.scale
         with open_picture(source) as reader:
             size, made = (reader.width, reader.height), (reader.width * scale, reader.height * scale)
-            report = self._report(str(source), str(target), size)
+            report = self._report(str(source), str(target), size, self.engine(reader.bands, reader.dtype))
             self._band_rows(reader.width, reader.bands, reader.dtype)  # refuse before anything is written
             if self.budget is not None and self.choice.routed:
                 with open_picture(source) as first_look:
@@ -377,7 +385,7 @@ class Upscaler:
 
         began = time.perf_counter()
         reader = open_video(source)
-        report = self._report(str(source), str(target), (reader.width, reader.height))
+        report = self._report(str(source), str(target), (reader.width, reader.height), self.engine())
         report.frames, report.notices = 0, reader.notices
         with VideoWriter(target, *report.made, like=reader, quality=quality, overwrite=overwrite) as writer:
             for frame in reader:
@@ -389,8 +397,8 @@ class Upscaler:
         report.seconds = time.perf_counter() - began
         return report
 
-    def _report(self, source: str, target: str, size: tuple[int, int]) -> Report:
-        scale, engine = self.choice.scale, self.engine()
+    def _report(self, source: str, target: str, size: tuple[int, int], engine: engines.Engine) -> Report:
+        scale = self.choice.scale
         made = (size[0] * scale, size[1] * scale)
         return Report(source, target, size, made, self.choice.name, scale, self.backend, self.device, engine.threads)
 
@@ -439,13 +447,15 @@ class Upscaler:
     ) -> int:
         """Read bands of rows, enlarge their tiles, write them in order; two bands are under way at a time."""
         engine, scale, halo = self.engine(channels, dtype), self.choice.scale, self.choice.halo
+        largest = (self._band_rows(width, channels, dtype), engine.tile[1])
+        tile = fitted(width, height, largest, engine.parallel)
         waiting: list[_Band] = []
         count = 0
         try:
-            for rows in bands(height, self._band_rows(width, channels, dtype), halo):
+            for rows in bands(height, tile[0], halo):
                 colour, alpha = read(rows.low, rows.high - rows.low)
                 band = _Band(rows, width, channels, dtype, scale)
-                spans = list(columns(width, engine.tile[1], halo))
+                spans = list(columns(width, tile[1], halo))
                 band.expect(len(spans))
                 for span in spans:
                     engine.submit(colour[:, span.low : span.high], band.place(span))
@@ -564,6 +574,11 @@ def _full_macs(network: Any) -> float:
     return float(network.cost(64, 64, 1.0)) / (64 * 64)
 
 
+def _shipped() -> str:
+    """The weights that ship with the library, in words."""
+    return ", ".join(sorted(p.stem for p in registry.WEIGHTS.glob("*.safetensors"))) or "none"
+
+
 def _can_export() -> bool:
     import importlib.util
 
@@ -585,10 +600,12 @@ def _device(asked: str, backend: str) -> str:
 
     try:
         device = torch.device(asked)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UsageError(f"no device named {asked!r}; try auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(f"no usable CUDA device for --device {asked}")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError):
+        raise UnavailableError(f"no usable device {asked} here; try --device cpu") from None
     return str(device)
 
 
@@ -653,8 +670,23 @@ def upscale(
 
 
 def _from_pil(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    if image.mode.startswith("I;16"):
-        return np.asarray(image, dtype=np.uint16)[:, :, None], None
+    """Colour and alpha of a PIL image; pictures of 32 bits a sample must hold 16-bit counts, or floats in [0, 1]."""
+    try:
+        if image.mode == "F":
+            return _to_16_bits(np.asarray(image))[:, :, None], None
+        if image.mode.startswith("I"):
+            counts = np.asarray(image)[:, :, None]
+            if counts.size and (counts.min() < 0 or counts.max() > 65535):
+                raise InputError(f"a PIL image of mode {image.mode} holds counts from 0 to 65535")
+            return counts.astype(np.uint16), None
+        return _from_pil_bytes(image)
+    except (OSError, SyntaxError, ValueError) as error:  # PIL decodes here
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot use this PIL image of mode {image.mode}: {error}") from error
+
+
+def _from_pil_bytes(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
     has_alpha = image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
     grey = image.mode in ("1", "L", "LA", "La")
     pixels = np.asarray(image.convert(("LA" if grey else "RGBA") if has_alpha else ("L" if grey else "RGB")))
@@ -705,7 +737,7 @@ def _tensor_like(image: Any, worker: Upscaler) -> Any:
     import torch
 
     batch = image if image.ndim == 4 else image[None]
-    if batch.ndim != 4 or batch.shape[1] not in (1, 3) or not batch.is_floating_point():
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3) or not batch.numel() or not batch.is_floating_point():
         raise InputError(
             f"a tensor picture is float ([B,] 1 or 3, h, w) in [0, 1], got {tuple(image.shape)} {image.dtype}"
         )
@@ -717,7 +749,17 @@ def _tensor_like(image: Any, worker: Upscaler) -> Any:
     return out if image.ndim == 4 else out[0]
 
 
-def targets(sources: Iterable[Path], out: Path | None, scale: int, format: str | None) -> Iterator[tuple[Path, Path]]:  # noqa: A002
+def names_folder(out: str | Path) -> bool:
+    """Whether an output is meant as a folder: it exists as one, ends with a slash, or has no suffix."""
+    return str(out).endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
+
+
+def targets(
+    sources: Iterable[Path],
+    out: str | Path | None,
+    scale: int,
+    format: str | None,  # noqa: A002
+) -> Iterator[tuple[Path, Path]]:
     """Where each source goes: ``photo_x2.jpg`` beside it, into the folder ``out``, or the file ``out`` itself.
 
     Raises:
@@ -726,16 +768,16 @@ def targets(sources: Iterable[Path], out: Path | None, scale: int, format: str |
     from saccade.io import is_video
 
     sources = list(sources)
-    folder = out is not None and (out.is_dir() or str(out).endswith(os.sep) or len(sources) > 1 or not out.suffix)
-    if out is not None and len(sources) > 1 and out.suffix and not out.is_dir():
+    one_file = out is not None and not names_folder(out)
+    if one_file and len(sources) > 1:
         raise UsageError(f"{len(sources)} pictures cannot go into the one file {out}; give a folder")
     seen: dict[Path, Path] = {}
     for source in sources:
-        if out is not None and not folder:
-            target = out
+        if out is not None and one_file:
+            target = Path(out)
         else:
             suffix = source.suffix if is_video(source) else _suffix(source, format)
-            target = (out or source.parent) / f"{source.stem}_x{scale}{suffix}"
+            target = Path(out or source.parent) / f"{source.stem}_x{scale}{suffix}"
         if target in seen:
             raise UsageError(f"{source} and {seen[target]} would both be written to {target}")
         seen[target] = source

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from saccade import registry
-from saccade.checkpoint import read_header, write_bytes
+from saccade import __version__, registry
+from saccade.checkpoint import named_model, read_header, write_bytes
 from saccade.errors import CheckpointError, InputError, UnavailableError
 
 __all__ = ["cache_folder", "cached_graph", "export", "graph_for", "told_by"]
@@ -105,27 +105,22 @@ def told_by(weights: Path) -> tuple[str, dict[str, Any]] | None:
     if weights.suffix == ".safetensors":
         metadata, _ = read_header(weights)
         if "saccade" in metadata:
-            return _name_and_options(metadata["saccade"], weights.name)
+            return named_model(metadata["saccade"], weights.name)
     note = _cached(weights) / "graph.json"
-    return _name_and_options(note.read_text(), note.name) if note.is_file() else None
-
-
-def _name_and_options(text: str, source: str) -> tuple[str, dict[str, Any]]:
     try:
-        told = json.loads(text)
-        return str(told["model"]), dict(told["options"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source} has a damaged header: its model is not readable") from error
+        return named_model(note.read_text(encoding="utf-8"), note.name)
+    except (CheckpointError, OSError, ValueError):  # not there, or damaged: the weights themselves tell
+        return None
 
 
 def _cached(weights: Path) -> Path:
-    """The cache folder of a file of weights, named by its hash."""
+    """The cache folder of a file of weights, named by its hash and the version that made the graph."""
     try:
         with weights.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()[:32]
     except OSError as error:
         raise CheckpointError(f"cannot read {weights}: {error.strerror}") from error
-    return cache_folder() / "graphs" / digest
+    return cache_folder() / "graphs" / f"{digest}-{__version__}"
 
 
 def cached_graph(weights: Path) -> Path | None:
@@ -137,11 +132,23 @@ def cached_graph(weights: Path) -> Path | None:
     return graph if graph.is_file() and graph.with_suffix(".json").is_file() else None
 
 
+def check_finite(model: Any, weights: Path) -> None:
+    """Refuse a network with parameters that are infinite or no numbers: it makes noise of every picture.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
+    for name, values in model.named_parameters():
+        if not bool(values.isfinite().all()):
+            raise CheckpointError(f"{weights.name} holds values in {name} that are not finite (a diverged training?)")
+
+
 def graph_for(weights: Path) -> Path:
     """The graph of a file of weights, exported first if need be.
 
     Raises:
-        CheckpointError: an unreadable or unknown file, or a model that decides per pixel what runs (PCSR).
+        CheckpointError: an unreadable or unknown file, values that are not finite, or a model that decides per pixel
+            what runs (PCSR).
         UnavailableError: an export is needed and its extra is missing.
     """
     found = cached_graph(weights)
@@ -156,7 +163,8 @@ def graph_for(weights: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot create the cache folder {folder}: {error.strerror}") from error
+        raise InputError(f"cannot create {folder}: {error.strerror}; set SACCADE_CACHE to a writable folder") from error
+    check_finite(model, weights)
     model = model.collapse() if hasattr(model, "collapse") else model
     save(model, folder / "graph.safetensors")
     export(model, folder / "graph.onnx", folder / "graph.safetensors")

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Span", "Tile", "bands", "columns"]
+__all__ = ["Span", "Tile", "bands", "columns", "fitted"]
+
+SMALLEST = 64  # pixels: cores are not made narrower than about half of this to keep workers busy
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,26 @@ def spans(length: int, core: int, halo: int) -> Iterator[Span]:
     for i in range(count):
         start, stop = i * length // count, (i + 1) * length // count
         yield Span(start, stop, max(0, start - halo), min(length, stop + halo))
+
+
+def fitted(width: int, height: int, tile: tuple[int, int], workers: int, bands_under_way: int = 2) -> tuple[int, int]:
+    """Rows and columns of the cores of a picture: ``tile``, or smaller where that would leave workers idle.
+
+    Args:
+        width, height: of the picture.
+        tile: rows and columns of the largest core.
+        workers: tiles that are worked on at a time.
+        bands_under_way: bands of rows that are under way at a time.
+    """
+    rows, cols = min(tile[0], height), min(tile[1], width)
+    while -(-width // cols) * min(bands_under_way, -(-height // rows)) < workers:
+        if rows == height and rows >= cols and rows > SMALLEST:
+            rows = -(-rows // 2)
+        elif cols > SMALLEST:
+            cols = -(-cols // 2)
+        else:
+            break
+    return rows, cols
 
 
 def bands(height: int, core: int, halo: int) -> Iterator[Span]:

@@ -106,6 +106,12 @@ class Options:
             raise UsageError(f"--hold must lie in [0, 1], not {self.hold}")
         if not self.shrink or not all(0 < size <= 1 for size in self.shrink):
             raise UsageError(f"--shrink takes sizes in (0, 1], not {self.shrink}")
+        entry = registry.entry(self.model)
+        if entry.task != "super-resolution":
+            raise UsageError(f"{self.model} is for {entry.task}, not for super-resolution")
+        registry.check_scale(entry, self.scale)
+        if self.warmup < 0 or self.threads < 0:
+            raise UsageError("--warmup and --threads must not be negative")
         if self.loss not in ("l1", "l2"):
             raise UsageError(f"--loss is l1 or l2, not {self.loss!r}")
 
@@ -205,14 +211,15 @@ def _start_from(model: nn.Module, path: str, scale: int) -> str:
     return f"{len(fitting)} of {len(own)} tensors from {Path(path).name}"
 
 
-def _final(model: nn.Module, average: Average, name: str, options: Options) -> nn.Module:
+def _final(average: Average, options: Options) -> nn.Module:
     """The network to be used: averaged weights, collapsed where the model has a collapsed form."""
-    final = registry.create(name, weights=None, scale=options.scale, **_model_options(options, model))
+    final: Any = registry.create(options.model, weights=None, scale=options.scale, **_model_options(options))
     final.load_state_dict(average.values)
-    return final.collapse() if hasattr(final, "collapse") else final
+    made: nn.Module = final.collapse() if hasattr(final, "collapse") else final
+    return made
 
 
-def _model_options(options: Options, model: nn.Module | None = None) -> dict[str, Any]:
+def _model_options(options: Options) -> dict[str, Any]:
     chosen = dict(options.model_options)
     if registry.entry(options.model).system == "sesr":
         chosen.setdefault("expansion", "paper")
@@ -243,7 +250,7 @@ class Run:
             return None
         try:
             kept: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
-            old = kept["options"]
+            old, _ = kept["options"], [kept[k] for k in ("model", "optimiser", "average", "step", "seconds", "course")]
         except Exception as error:
             raise CheckpointError(f"{self.last} is damaged; remove it to start anew") from error
         differing = [
@@ -259,8 +266,8 @@ class Run:
         return kept
 
     def keep(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint atomically."""
-        temporary = self.folder / f".last.ckpt.{os.getpid()}"
+        """Replace the checkpoint atomically; what a killed run left half-written is overwritten."""
+        temporary = self.folder / ".last.ckpt.part"
         torch.save(state, temporary)
         with temporary.open("rb+") as f:
             os.fsync(f.fileno())
@@ -287,15 +294,17 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     except ImportError as error:
         raise UnavailableError.extra("training", "train") from error
     options.check()
-    registry.check_scale(registry.entry(options.model), options.scale)
     if options.threads:
         torch.set_num_threads(options.threads)
-    fabric = Fabric(
-        accelerator=options.accelerator,
-        devices=int(options.devices) if options.devices.isdigit() else options.devices,
-        num_nodes=options.nodes,
-        precision=options.precision,  # type: ignore[arg-type]
-    )
+    try:
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=int(options.devices) if options.devices.isdigit() else options.devices,
+            num_nodes=options.nodes,
+            precision=options.precision,  # type: ignore[arg-type]
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"no training on these devices: {str(error).splitlines()[0]}") from error
     fabric.launch()
     leading = fabric.is_global_zero
 
@@ -315,7 +324,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
         raw = registry.create(options.model, weights=None, scale=options.scale, **_model_options(options)).train()
     is_luma = getattr(raw, "colour", "rgb") == "luma"
     crops = CropPairs(pictures, options.scale, options.patch, luma=is_luma, shrink=options.shrink)
-    tests = CropPairs(held, options.scale, 1, luma=is_luma)
+    tests = CropPairs(held, options.scale, 3, luma=is_luma)  # 3: something is left when the borders are shaved
     if options.start and kept is None:
         started = _start_from(raw, options.start, options.scale)
         if leading:
@@ -377,7 +386,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
             done = step + 1
             advance(1)
             if leading and (done % options.validate_every == 0 or done == options.steps):
-                final = _final(raw, average, options.model, options).to(fabric.device)
+                final = _final(average, options).to(fabric.device)
                 psnr = validation_psnr(final, tests, phase=options.phase)
                 run.course.append({"step": done, "loss": running / counted, "psnr_y_db": psnr, "rate": rate})
                 running, counted = 0.0, 0
@@ -387,13 +396,13 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
                     writer.flush()
                 save(final, run.weights, step=str(done), psnr_y_db=f"{psnr:.3f}")
                 run.report(options, time.monotonic() - began)
-                say(
-                    f"step {done:>7,}  loss {run.course[-1]['loss']:.5f}  PSNR-Y {psnr:.3f} dB  {time.monotonic() - began:,.0f} s"
-                )
+                loss_was, passed = run.course[-1]["loss"], time.monotonic() - began
+                say(f"step {done:>7,}  loss {loss_was:.5f}  PSNR-Y {psnr:.3f} dB  {passed:,.0f} s")
             if leading and (done % options.save_every == 0 or done == options.steps):
                 run.keep(state(done))
             if done % options.save_every == 0:
                 fabric.barrier()
+    fabric.barrier()  # nobody returns before the leader has written
     return run.weights
 
 

@@ -8,7 +8,7 @@ Dollar, Singh and Girshick, "Fast and Accurate Model Scaling", CVPR 2021, arXiv:
     scaled description --> MACs, parameters, activations (analytic)  --> network
 
 The time of a network on real hardware follows the elements that its convolutions write, its activations, rather than
-its MACs (section 3). For s times the MACs, depth and resolution multiply activations by s, width only by sqrt(s). So
+its MACs. For s times the MACs, depth and resolution multiply activations by s, width only by sqrt(s). So
 scale mostly the width (and the group width with it): with a share of 0.8 for the width activations grow as s^0.6,
 against s^0.83 for uniform scaling, at equal accuracy.
 

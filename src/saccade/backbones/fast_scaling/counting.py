@@ -16,7 +16,7 @@ __all__ = ["BlockShape", "Complexity", "block_shapes", "complexity", "exponent",
 class Complexity:
     """Multiply-accumulates (bias additions included), parameters, and activations of one picture.
 
-    Activations are the elements that convolutions, linear layers and the stem's pool write (section 3): the proxy of
+    Activations are the elements that convolutions, linear layers and the stem's pool write: the proxy of
     run time. Norms, activation functions, gates and global pools count as free, as in the official code.
     """
 

@@ -57,7 +57,7 @@ def _weights(strategy: str) -> dict[str, float]:
 
 
 def scaling_factors(strategy: str, s: float) -> Factors:
-    """Share a MACs factor among depth, width, group width and resolution (section 4).
+    """Share a MACs factor among depth, width, group width and resolution.
 
     With shares e_d + e_w + e_r = 1 of log s: d = s^e_d, w = s^(e_w/2), r = s^(e_r/2). The group width g takes no
     share: it follows the width, so that a grouped convolution grows like a full one.

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.restoration.pcsr.sampler import Sampler, axis_positions, phase_positions
@@ -54,13 +55,15 @@ class PhaseGrid:
     """All output pixels of a whole scale; those of a block are in the order (phase, input pixel).
 
     Args:
-        features: (B, D, h, w).
+        lr: (B, 3, h, w), the picture.
+        features: (B, D, h, w), of the encoder.
         scale: whole enlargement s.
         block: output pixels to hold at once; at least those of one input row are.
     """
 
-    def __init__(self, features: Tensor, scale: int, block: int) -> None:
+    def __init__(self, lr: Tensor, features: Tensor, scale: int, block: int) -> None:
         self.features, self.scale = features, scale
+        self.padded = F.pad(lr, (1, 1, 1, 1), "replicate")
         self.h, self.w = features.shape[2:]
         self.step = min(self.h, max(1, block // (self.w * scale * scale)))
         inputs = torch.arange(self.step * self.w, device=features.device)
@@ -93,6 +96,23 @@ class PhaseGrid:
             first[a:b] += positions[0][:, phase]
         return first
 
+    def bilinear(self, block: Block) -> Tensor:
+        """The bilinear enlargement of a block, (3, outputs): by phases, s mixtures of rows, then s of columns."""
+        s, w, (top, end) = self.scale, self.w, block.rows
+        source = self.padded[block.picture, :, top : end + 2]
+        rows = source.new_empty((3, s, end - top, w + 2))
+        out = source.new_empty((3, s, s, end - top, w))
+        for phase in range(s):
+            shift = (2 * phase + 1 - s) / (2 * s)  # of the phase from the input pixel's centre
+            first, weight = (0, 1 + shift) if shift < 0 else (1, shift)
+            upper, lower = source[:, first : first + end - top], source[:, first + 1 : first + 1 + end - top]
+            torch.lerp(upper, lower, weight, out=rows[:, phase])
+        for phase in range(s):
+            shift = (2 * phase + 1 - s) / (2 * s)
+            first, weight = (0, 1 + shift) if shift < 0 else (1, shift)
+            torch.lerp(rows[..., first : first + w], rows[..., first + 1 : first + 1 + w], weight, out=out[:, :, phase])
+        return out.view(3, -1)
+
     def view(self, picture: Tensor, block: Block) -> Tensor:
         """A block's part of (B, C, H, W), as (C, s, s, rows, w): the block's own order."""
         top, end = block.rows
@@ -104,13 +124,15 @@ class FreeGrid:
     """All output pixels of any output size, row by row.
 
     Args:
-        features: (B, D, h, w).
+        lr: (B, 3, h, w), the picture.
+        features: (B, D, h, w), of the encoder.
         size: (H, W) of the output.
         block: output pixels to hold at once; at least one row is.
     """
 
-    def __init__(self, features: Tensor, size: tuple[int, int], block: int) -> None:
+    def __init__(self, lr: Tensor, features: Tensor, size: tuple[int, int], block: int) -> None:
         self.features, self.size = features, size
+        self.base = F.interpolate(lr, size=size, mode="bilinear", align_corners=False)
         self.y, self.rel_y = axis_positions(features.shape[2], size[0])
         self.x, self.rel_x = axis_positions(features.shape[3], size[1])
         self.columns = self.x.to(features.device)
@@ -151,6 +173,10 @@ class FreeGrid:
         first = rows.index_select(0, self._rows(block)[y] * self.features.shape[3] + self.columns[x])
         first += positions[0][:, top:end].t().index_select(0, y)
         return first.add_(positions[1].t().index_select(0, x))
+
+    def bilinear(self, block: Block) -> Tensor:
+        """The bilinear enlargement of a block, (3, outputs)."""
+        return self.view(self.base, block).flatten(1)
 
     def view(self, picture: Tensor, block: Block) -> Tensor:
         """A block's part of (B, C, H, W): (C, rows, W)."""

@@ -231,33 +231,33 @@ class PCSR(nn.Module):
         """Multiply-accumulates of the encoder for an (h, w) input, the overlap of its strips included."""
         return self._encoder_macs * w * sum(b - a for a, b, _, _ in self._strips(h, w))
 
-    def _prices(self, h: int, w: int, outputs: int) -> tuple[int, int, int, int]:
-        """Multiply-accumulates: all heavy; all light, classified; heavy's first layer; heavy over light, a pixel."""
+    def _prices(self, h: int, w: int, outputs: int) -> tuple[int, int, int]:
+        """Multiply-accumulates: all heavy; all light, classified; entering the heavy sampler's first layer."""
         inputs, encoder, classifier = h * w, self._encoder_cost(h, w), self.classifier.difference()
         full = encoder + self.heavy.first_macs * inputs + self.heavy.tail_macs * outputs
         floor = encoder + (self.light.first_macs + classifier.first_macs) * inputs
         floor += (self.light.tail_macs + classifier.tail_macs) * outputs
-        return full, floor, self.heavy.first_macs * inputs, self.heavy.tail_macs - self.light.tail_macs
+        return full, floor, self.heavy.first_macs * inputs
 
     def cost(self, h: int, w: int, share: float, size: tuple[int, int] | None = None) -> int:
-        """Multiply-accumulates for an (h, w) input with a ``share`` of its pixels heavy.
+        """Multiply-accumulates, at most, for an (h, w) input with a ``share`` of its pixels heavy.
 
-        First layers are evaluated once per input pixel. A share of 1 is the full cost, which needs no classifier. The
-        executed figure in `last_report` is lower where whole blocks are of one class, and for scales that are not
-        whole a little higher, since blocks overlap by an input row.
+        First layers are evaluated once per input pixel, and the light sampler on all pixels (`routing.run` may skip
+        it). A share of 1 is the full cost, which needs neither classifier nor light sampler. For scales that are not
+        whole blocks overlap by an input row, which is not counted here but in `last_report`.
         """
         size = size or (round(h * self.scale), round(w * self.scale))
         outputs = size[0] * size[1]
-        full, floor, entry, step = self._prices(h, w, outputs)
+        full, floor, entry = self._prices(h, w, outputs)
         many = math.floor(share * outputs + 1e-9)
-        return full if share >= 1 else floor + (entry + many * step if many else 0)
+        return full if share >= 1 else floor + (entry + many * self.heavy.tail_macs if many else 0)
 
     def _affordable(self, h: int, w: int, outputs: int, budget: float) -> float:
         """The share of heavy pixels that a budget pays for; negative when it does not pay for light ones."""
-        full, floor, entry, step = self._prices(h, w, outputs)
+        full, floor, entry = self._prices(h, w, outputs)
         if budget * full < floor:
             return -1.0
-        many = (budget * full - floor - entry) / step if step > 0 else outputs
+        many = (budget * full - floor - entry) / max(1, self.heavy.tail_macs)
         return min(max(many, 0.0) / outputs, 1.0)
 
     @functools.cached_property
@@ -322,24 +322,14 @@ class PCSR(nn.Module):
 
     @staticmethod
     def _bilinear(lr: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, 3, H, W), in strips of rows where the scale is whole."""
-        h, w = lr.shape[-2:]
-        s, rows = size[0] // h, max(8, STRIP // w)
-        if (h * s, w * s) != size or rows >= h or lr.device.type != "cpu":
-            return F.interpolate(lr, size=size, mode="bilinear", align_corners=False)
-        out = lr.new_empty((*lr.shape[:2], *size))
-        for top in range(0, h, rows):
-            a, b, end = max(0, top - 1), min(h, top + rows + 1), min(top + rows, h)
-            strip = F.interpolate(lr[:, :, a:b], scale_factor=s, mode="bilinear", align_corners=False)
-            out[:, :, top * s : end * s] = strip[:, :, (top - a) * s : (end - a) * s]
-        return out
+        return F.interpolate(lr, size=size, mode="bilinear", align_corners=False)
 
-    def _grid(self, features: Tensor, size: tuple[int, int]) -> PhaseGrid | FreeGrid:
-        h, w = features.shape[-2:]
+    def _grid(self, lr: Tensor, size: tuple[int, int]) -> PhaseGrid | FreeGrid:
+        features, (h, w) = self._encode(lr), lr.shape[-2:]
         s = size[0] // h
         if (h * s, w * s) == size:
-            return PhaseGrid(features, s, self.pixel_batch_size)
-        return FreeGrid(features, size, self.pixel_batch_size)
+            return PhaseGrid(lr, features, s, self.pixel_batch_size)
+        return FreeGrid(lr, features, size, self.pixel_batch_size)
 
     def _margins(self, grid: PhaseGrid | FreeGrid, size: tuple[int, int]) -> tuple[Tensor, int]:
         """(B, 1, H, W) of logit_heavy - logit_light, and the multiply-accumulates that it took."""
@@ -371,7 +361,7 @@ class PCSR(nn.Module):
     def margins(self, lr: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(B, 1, H, W): logit_heavy - logit_light of every output pixel; p_heavy is its sigmoid."""
         size = self._checked(lr, size)
-        return self._margins(self._grid(self._encode(lr), size), size)[0]
+        return self._margins(self._grid(lr, size), size)[0]
 
     @torch.no_grad()
     def calibrate(self, pictures: Iterable[Tensor], budget: float, sample: int = 1 << 16, seed: int = 0) -> float:
@@ -418,7 +408,7 @@ class PCSR(nn.Module):
             UsageError: an output smaller than the input.
         """
         size = self._checked(lr, size)
-        grid = self._grid(self._encode(lr), size)
+        grid = self._grid(lr, size)
         batch, (h, w) = lr.shape[0], lr.shape[-2:]
         macs, threshold, floored = batch * self._encoder_cost(h, w), -math.inf, False
         everywhere = lr.is_meta or self._dial == ("budget", 1.0)
@@ -430,14 +420,14 @@ class PCSR(nn.Module):
             flags, macs = margins > threshold, macs + spent
             del margins
         heavy, light = Fast(self.heavy, grid), Fast(self.light, grid)
-        picture, many = self._bilinear(lr, size), 0
+        picture, many = lr.new_empty((batch, 3, *size)), 0
         for block in grid.blocks():
             view = grid.view(picture, block)
             if everywhere:
                 count, answer = block.outputs, heavy.answer(block)
             else:
                 count, answer = routing.run(block, grid.view(flags, block).flatten(), heavy, light)
-            view.add_(answer.view(view.shape))
+            view.copy_(answer.add_(grid.bilinear(block)).view(view.shape))
             many += count
         if self.refine and many:
             routing.refine(picture, flags)

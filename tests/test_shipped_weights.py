@@ -1,0 +1,78 @@
+"""The weights in the package: complete, small, as good as their card says, and the same function in every form."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saccade import registry
+from saccade.checkpoint import load, read_header
+
+DATA = Path(os.environ.get("SACCADE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+TABLE: dict[str, Any] = json.loads((registry.WEIGHTS / "weights.json").read_text())
+FILES = sorted(TABLE)
+#: what the library promises at least: dB on luma of Set5, Set14, B100
+PROMISED = {
+    "sesr_m5_x2": (36.9, 32.6, 31.5),
+    "sesr_m11_x2": (37.1, 0, 0),
+    "sesr_xl_x2": (37.3, 0, 0),
+    "sesr_m5_x4": (30.6, 0, 0),
+    "sesr_xl_x4": (31.0, 0, 0),
+}
+needs_data = pytest.mark.skipif(not (DATA / "set5").is_dir(), reason="no test pictures: set SACCADE_DATA")
+
+
+def test_every_file_of_weights_has_a_row_and_every_row_a_file() -> None:
+    assert {p.name for p in registry.WEIGHTS.glob("*.safetensors")} == set(FILES)
+
+
+def test_all_promised_networks_ship() -> None:
+    sesr = {f"{name}_x{scale}" for name in ("sesr_m5", "sesr_m11", "sesr_xl") for scale in (2, 3, 4)}
+    assert sesr | {"pcsr_fsrcnn_x2", "pcsr_fsrcnn_x4"} <= {Path(f).stem for f in FILES}
+
+
+def test_weights_take_a_few_megabytes_in_all() -> None:
+    assert sum(p.stat().st_size for p in registry.WEIGHTS.iterdir()) < 4_000_000
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_names_its_model_and_its_training(name: str) -> None:
+    metadata, _ = read_header(registry.WEIGHTS / name)
+    told = json.loads(metadata["saccade"])
+    assert f"{told['model']}_x{told['options']['scale']}.safetensors" == name
+    assert metadata["trained_by"] == TABLE[name]["command"]
+    assert str(told["model"]) in (registry.WEIGHTS / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("sesr")])
+def test_the_graph_computes_what_the_network_computes(name: str) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    path = registry.WEIGHTS / name
+    model = load(path)
+    luma = np.random.default_rng(0).random((1, 1, 21, 34), dtype=np.float32)
+    with torch.inference_mode():
+        want = model(torch.from_numpy(luma)).numpy()
+    session = ort.InferenceSession(str(path.with_suffix(".onnx")), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"low": luma})[0], want, atol=1e-5)
+
+
+@needs_data
+@pytest.mark.parametrize("name", FILES)
+def test_set5_comes_out_as_the_card_says(name: str) -> None:
+    from saccade.cli.evaluate import measure
+
+    figures = measure(load(registry.WEIGHTS / name), DATA / "set5")
+    assert figures["psnr_y"] == pytest.approx(TABLE[name]["figures"]["set5"]["psnr_y"], abs=0.01)
+
+
+@needs_data
+@pytest.mark.parametrize("name", [n for n in FILES if Path(n).stem in PROMISED])
+def test_the_promised_quality_is_kept(name: str) -> None:
+    for folder, least in zip(("set5", "set14", "b100"), PROMISED[Path(name).stem], strict=True):
+        assert TABLE[name]["figures"][folder]["psnr_y"] >= least
