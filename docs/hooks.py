@@ -283,7 +283,8 @@ def benchmarks_page() -> str:
         "# Benchmarks",
         "",
         "Every row was measured in one run on one machine: ours and the alternative in turns (A B A B), after warm-up,",
-        "as medians, at the stated number of threads. `saccade bench upscale` measures again on yours.",
+        "as medians, at the stated number of threads. The ratio is the alternative's time over ours: 2 means that ours",
+        "takes half the time. `saccade bench upscale` measures again on yours.",
         "",
     ]
     files = sorted(SPEED.glob("*.json"))

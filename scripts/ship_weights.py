@@ -61,7 +61,7 @@ def ship(run: Path, data: Path) -> tuple[str, dict[str, Any]]:
         "training_seconds": told["seconds"],
         "command": line,
         "figures": figures,
-        "machine": f"CPU training, 1 thread, {platform.machine()}, torch {torch.__version__}, saccade {saccade.__version__}",
+        "machine": f"1 CPU thread, {platform.machine()}, torch {torch.__version__}, saccade {saccade.__version__}",
     }
     return path.name, row
 
@@ -88,9 +88,8 @@ def card(table: dict[str, dict[str, Any]]) -> str:
         f = row["figures"]
         psnr = " | ".join(f"{f[s]['psnr_y']:.2f}" for s in SETS)
         minutes = row["training_seconds"] / 60
-        lines.append(
-            f"| `{name}` | {row['parameters']:,} | {psnr} | {row['steps']:,} | {minutes:.0f} min on one shared CPU core |"
-        )
+        facts = f"{row['parameters']:,} | {psnr} | {row['steps']:,} | {minutes:.0f} min on one shared CPU core"
+        lines.append(f"| `{name}` | {facts} |")
     lines += [
         "",
         "The figures are printed by `saccade evaluate MODEL --scale S --data SET5 SET14 B100`. PCSR: its default dial.",

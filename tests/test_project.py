@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import saccade
-from saccade.cli import VERBS, app
+from saccade.cli import VERBS, app, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -185,20 +185,23 @@ def test_every_verb_can_be_imported_and_explains_itself(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_wrong_option_of_any_verb_is_one_line_and_exit_code_2(verb: str) -> None:
-    assert_one_line(saccade_says(verb, "--no-such-option"), 2, "--no-such-option")
+def test_a_wrong_option_of_any_verb_is_one_line_and_exit_code_2(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_one_line(capsys, [verb, "--no-such-option"], 2, "--no-such-option")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def assert_one_line(made: subprocess.CompletedProcess[str], code: int, about: str) -> None:
-    lines = made.stderr.strip().splitlines()
-    assert made.returncode == code, made.stderr
-    assert len(lines) == 1, made.stderr
+def assert_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, about: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr()
+    lines = said.err.strip().splitlines()
+    assert ended.value.code == code, said.err
+    assert len(lines) == 1, said.err
     assert lines[0].startswith("saccade: ")
     assert about in lines[0]
-    assert made.stdout == ""
+    assert said.out == ""
 
 
 ERRORS = {
@@ -241,10 +244,13 @@ def desk(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors_are_one_line_and_write_nothing(case: str, desk: Path) -> None:
+def test_errors_are_one_line_and_write_nothing(
+    case: str, desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk)
     arguments, code, about = ERRORS[case]
     before = {p: p.read_bytes() for p in desk.rglob("*") if p.is_file()}
-    assert_one_line(saccade_says(*arguments, cwd=desk), code, about)
+    assert_one_line(capsys, arguments, code, about)
     assert {p: p.read_bytes() for p in desk.rglob("*") if p.is_file()} == before
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade import registry
-from saccade.errors import CheckpointError, InputError
+from saccade.errors import CheckpointError, InputError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +86,7 @@ def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, A
         metadata = {str(k): str(v) for k, v in table.pop("__metadata__", {}).items()}
         end = max((_end(t) for t in table.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file ({str(error)[:120]})") from error
+        raise CheckpointError(f"{path} is not a safetensors file ({first_line(error)})") from error
     if 8 + length + end > size:
         raise CheckpointError(f"{path} is truncated: {size:,} bytes of {8 + length + end:,}")
     return metadata, table
@@ -120,7 +120,7 @@ def _refuse_swelling(path: Path) -> None:
                         )
                     pickles = [archive.read(m) for m in archive.infolist() if m.filename.endswith(".pkl")]
             except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError) as error:
-                raise CheckpointError(f"{path} is damaged or truncated ({error})") from error
+                raise CheckpointError(f"{path} is damaged or truncated ({first_line(error)})") from error
             found = any(_SWELLING.search(data) for data in pickles)
         else:
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -146,9 +146,7 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} holds pickled objects that could run code; it was not loaded. Save its tensors alone "
                 "(torch.save(model.state_dict(), ...)) or as safetensors"
             ) from error
-        raise CheckpointError(
-            f"{path} is damaged, truncated or no PyTorch file ({text.splitlines()[0][:120] if text else 'unreadable'})"
-        ) from error
+        raise CheckpointError(f"{path} is damaged, truncated or no PyTorch file ({first_line(error)})") from error
 
 
 def _tensors(tree: Any) -> StateDict | None:
@@ -211,9 +209,7 @@ def read_state(path: str | Path) -> tuple[StateDict, dict[str, str]]:
         try:
             return _strip(load_file(path)), metadata
         except Exception as error:
-            raise CheckpointError(
-                f"{path} is a damaged safetensors file ({str(error).splitlines()[0][:120]})"
-            ) from error
+            raise CheckpointError(f"{path} is a damaged safetensors file ({first_line(error)})") from error
     tree = _read_pickle(path)
     state = _tensors(tree)
     if not state:
@@ -291,8 +287,9 @@ def _recipe(state: StateDict, source: str) -> Recipe:
             try:
                 recipe: Recipe | None = read(state)
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                why = first_line(error)
                 raise CheckpointError(
-                    f"{source} has the names of {reader.system}, but its tensors do not go together ({error})"
+                    f"{source} has the names of {reader.system}, but its tensors do not go together ({why})"
                 ) from error
             if recipe is not None:
                 return recipe
@@ -334,7 +331,7 @@ def load(path: str | Path) -> nn.Module:
     state, metadata = read_state(path)
     own = _own(metadata, source)
     recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source)
-    if own and own[1].keys() - {"scale"}:
+    if own and re.search(r"\d{4}|e\+?\d", json.dumps(own[1])):  # large numbers among the options
         _sketch(recipe, source)
     model = registry.rebuild(recipe.model, recipe.options, source)
     fit(model, recipe.state, source)

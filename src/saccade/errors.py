@@ -6,7 +6,21 @@ and exits with `exit_code`; a traceback appears only with ``--debug``.
 
 from __future__ import annotations
 
-__all__ = ["BitstreamError", "CheckpointError", "InputError", "SaccadeError", "UnavailableError", "UsageError"]
+__all__ = [
+    "BitstreamError",
+    "CheckpointError",
+    "InputError",
+    "SaccadeError",
+    "UnavailableError",
+    "UsageError",
+    "first_line",
+]
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand inside one of ours."""
+    lines = str(error).split("\n")
+    return lines[0].strip()[:160] or type(error).__name__
 
 
 class SaccadeError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -62,8 +62,8 @@ def bar(what: str, total: float | None, *, enabled: bool | None = None) -> Itera
 
 def track(items: Iterable[T], what: str, total: int | None = None, *, enabled: bool | None = None) -> Iterator[T]:
     """Iterate over ``items`` with a progress bar; ``total`` defaults to ``len(items)`` where that is known."""
-    if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     with bar(what, total, enabled=enabled) as advance:
         for item in items:
             yield item

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from saccade.errors import CheckpointError, UsageError
+from saccade.errors import CheckpointError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -257,4 +257,4 @@ def rebuild(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     except UsageError as error:
         raise CheckpointError(f"{source} was written for a model this version does not have: {error}") from error
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source} asks for {name} with options that cannot be ({error})") from error
+        raise CheckpointError(f"{source} asks for {name} with options that cannot be ({first_line(error)})") from error

@@ -160,11 +160,12 @@ def espcn_figures() -> dict[str, Any]:
 
 
 def sesr_figures() -> dict[str, Any]:
+    quality = {"sesr_m3": 36.0, "sesr_m5": 36.2, "fsrcnn": 35.0, "fsrcnn_skip": 35.5}
     return {
         "largest_difference_of_forms": 1e-7,
         "step_ratio": 8.0,
-        **{f"psnr_y_db_{k}": {"set5": v} for k, v in (("sesr_m3", 36.0), ("sesr_m5", 36.2), ("fsrcnn", 35), ("fsrcnn_skip", 35.5))},
-    }  # fmt: skip
+        **{f"psnr_y_db_{name}": {"set5": value} for name, value in quality.items()},
+    }
 
 
 def pcsr_figures() -> dict[str, Any]:

@@ -433,6 +433,11 @@ def test_a_tensor_unknown_to_aimets_form_is_reported(tmp_path: Path) -> None:
     assert from_aimet(state) is not None
 
 
+@pytest.mark.parametrize("name", ["sesr", "sesr_rgb", "sesr_m5"])
+def test_the_papers_expansion_can_be_asked_for_by_name(name: str) -> None:
+    assert create(name, weights=None, expansion="paper").expansion == 256
+
+
 def test_a_network_that_the_aimet_form_cannot_hold_is_refused() -> None:
     with pytest.raises(UsageError, match="12 wide at x2"):
         AnchoredSESR(1, 12, 2)

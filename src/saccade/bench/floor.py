@@ -36,7 +36,7 @@ class Floor:
 
 
 def measure_floor(threads: int, *, side: int = 3072, megabytes: int = 256, repeats: int = 5) -> Floor:
-    """Measure the peaks: the best of ``repeats`` products of two ``side`` x ``side`` matrices, and of as many copies."""
+    """Measure the peaks: the best of ``repeats`` products of ``side`` x ``side`` matrices, and of as many copies."""
     import torch
 
     before = torch.get_num_threads()

@@ -12,37 +12,23 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from saccade import registry
+from saccade.bench import peers
 from saccade.bench.floor import Floor, measure_floor
 from saccade.bench.harness import Advance, Contender, Result, Row, Timing, compare, measure, skipped
-from saccade.bench.scene import scene
 from saccade.restoration.upscale import Upscaler
 from saccade.runtime.colour import BLACK, luma
 from saccade.runtime.engines import cores
+from saccade.runtime.scene import scene
 
-__all__ = ["run", "torch_threads"]
-
-SYSTEMS = {"sesr": "sesr", "espcn": "espcn"}
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch on ``count`` threads, without gradients."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)
+__all__ = ["run"]
 
 
 def run(
@@ -74,7 +60,7 @@ def run(
     backends = {
         name: Upscaler(model, scale, backend=name, threads=threads) for name in ("openvino", "onnxruntime", "torch")
     }
-    system = _system(backends["openvino"])
+    system = registry.entry(backends["openvino"].choice.name).system
     picture, notes = scene(height, width), list[str]()
 
     def timed(what: str, contenders: list[Contender], turns: int = rounds) -> dict[str, Timing]:
@@ -88,6 +74,8 @@ def run(
         )
         rows = _rows("the network alone", timed("network", alone), system, size, command)
         whole = [_ours(f"saccade, {name}", worker, picture, threads) for name, worker in backends.items()]
+        eight = Upscaler(model, scale, backend="openvino", threads=threads, precision="int8")
+        whole.insert(1, _ours("saccade, openvino int8", eight, picture, threads))
         whole += _resizers(picture, scale, threads, notes)
         timings = timed("whole job", whole)
         rows += _rows("8-bit RGB enlarged", timings, system, size, command)
@@ -105,12 +93,6 @@ def run(
     return Result("upscale", command, rounds, tuple(rows), (*notes, str(floor)))
 
 
-def _system(worker: Upscaler) -> str:
-    from saccade import registry
-
-    return registry.entry(worker.choice.name).system
-
-
 def _size(picture: np.ndarray) -> tuple[int, int]:
     return picture.shape[1], picture.shape[0]
 
@@ -121,8 +103,6 @@ def _rows(what: str, timings: dict[str, Timing], system: str, size: tuple[int, i
 
 def _floor_row(row: Row, floor: Floor, macs: float, pixels: int, scale: int) -> Row:
     """Ours beside what the machine's peaks would allow: every MAC at full speed, every pixel moved once."""
-    from dataclasses import replace
-
     least = round(1e3 * floor.seconds(macs * pixels, pixels * (1.0 + scale**2)), 3)
     ratio = round(least / row.ours_ms, 3)
     return replace(
@@ -151,7 +131,7 @@ def _networks(
     given = np.ascontiguousarray(y[None, None])
     network: Any = load(worker.choice.weights)
     network = (network.collapse() if hasattr(network, "collapse") else network).eval()
-    inside = functools.partial(torch_threads, threads)
+    inside = functools.partial(peers.torch_threads, threads)
     plain, last = torch.from_numpy(given), torch.from_numpy(given).contiguous(memory_format=torch.channels_last)
     nhwc: Any = load(worker.choice.weights).eval().to(memory_format=torch.channels_last)
     nhwc = nhwc.collapse().to(memory_format=torch.channels_last) if hasattr(nhwc, "collapse") else nhwc
@@ -165,47 +145,15 @@ def _networks(
     graph = folder / "network.onnx"
     export(network, graph)
     for name, make in (
-        ("ONNX Runtime", _onnxruntime),
-        ("OpenVINO", _openvino),
-        ("OpenCV dnn", _opencv_network),
+        ("ONNX Runtime", peers.onnxruntime),
+        ("OpenVINO", peers.openvino),
+        ("OpenCV dnn", peers.opencv),
     ):
         try:
             made.append(Contender(name, make(graph, given, threads), threads))
         except Exception as error:  # a peer that is missing, or cannot run the graph, is left out and said so
             notes.append(skipped(name, error))
     return made
-
-
-def _onnxruntime(graph: Path, given: np.ndarray, threads: int) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"low": given})
-
-
-def _openvino(graph: Path, given: np.ndarray, threads: int) -> Callable[[], Any]:
-    import openvino
-
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(str(graph), "CPU", options)
-    request = compiled.create_infer_request()
-    return lambda: request.infer({0: given}, share_inputs=True, share_outputs=True)
-
-
-def _opencv_network(graph: Path, given: np.ndarray, threads: int) -> Callable[[], Any]:
-    import cv2
-
-    network = cv2.dnn.readNetFromONNX(str(graph))
-
-    def forward() -> Any:
-        cv2.setNumThreads(threads)
-        network.setInput(given)
-        return network.forward()
-
-    forward()
-    return forward
 
 
 # -- resizers
@@ -261,7 +209,7 @@ def _libvips(picture: np.ndarray, scale: int, threads: int) -> Callable[[], Any]
 
 
 def _srvgg(picture: np.ndarray, scale: int, threads: int, notes: list[str]) -> list[Contender]:
-    """SRVGGNetCompact (64 channels, 16 convolutions) loaded by spandrel; random weights: they do not change the speed."""
+    """SRVGGNetCompact (64 channels, 16 convolutions) by spandrel; random weights, which do not change the speed."""
     import torch
 
     try:
@@ -271,15 +219,13 @@ def _srvgg(picture: np.ndarray, scale: int, threads: int, notes: list[str]) -> l
     except Exception as error:
         notes.append(skipped("SRVGGNetCompact", error))
         return []
-    network = loaded.model.eval()
-    last = loaded.model.eval().to(memory_format=torch.channels_last)
+    network = loaded.model.eval().to(memory_format=torch.channels_last)
 
     def enlarge() -> Any:
-        x = torch.from_numpy(picture).permute(2, 0, 1)[None].float().div(255)
-        made = last(x.contiguous(memory_format=torch.channels_last)) if last is not network else network(x)
-        return made.clamp(0, 1).mul(255).round().byte()[0].permute(1, 2, 0).numpy()
+        x = torch.from_numpy(picture).permute(2, 0, 1)[None].float().div(255)  # a view of NHWC: channels_last already
+        return network(x).clamp(0, 1).mul(255).round().byte()[0].permute(1, 2, 0).numpy()
 
-    return [Contender("SRVGGNetCompact, spandrel", enlarge, threads, functools.partial(torch_threads, threads))]
+    return [Contender("SRVGGNetCompact, spandrel", enlarge, threads, functools.partial(peers.torch_threads, threads))]
 
 
 def _srvgg_weights(scale: int, width: int, convolutions: int) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def evaluate(
         if scale is not None and scale != network.scale:
             raise UsageError(f"{model} enlarges by {network.scale}, not by {scale}")
     else:
-        network = registry.create(model, **({} if scale is None else {"scale": scale}))
+        options: dict[str, Any] = {} if scale is None else {"scale": scale}
+        network = registry.create(model, **options)
     if registry.entry(network.saccade_name).task != "super-resolution":
         raise UsageError(f"{model} is not a super-resolution network")
     if budget is not None:

@@ -1,8 +1,8 @@
 """How good a picture is, by the field's protocols.
 
-    psnr, ssim, ms_ssim           per picture, on RGB or on BT.601 luma, with a border left out
-    luma, rgb_to_ycbcr, ...       the luma that figures are given on
-    benchmark_super_resolution    a folder of pictures: reduced, enlarged, compared
+psnr, ssim, ms_ssim           per picture, on RGB or on BT.601 luma, with a border left out
+luma, rgb_to_ycbcr, ...       the luma that figures are given on
+benchmark_super_resolution    a folder of pictures: reduced, enlarged, compared
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def ssim(a: Tensor, b: Tensor, *, border: int = 0, luma: bool = False, data_rang
     """Structural similarity (Wang et al. 2004), mean over pixels and channels.
 
     The super-resolution protocol's: an 11x11 Gaussian window of sigma 1.5, only where it lies wholly inside,
-    C1 = (0.01 L)^2 and C2 = (0.03 L)^2, population variances. Arguments, shapes and errors as in `psnr`.
+    C1 = (0.01 L)^2 and C2 = (0.03 L)^2, population variances. (torchmetrics also counts windows over reflected
+    borders.) Arguments, shapes and errors as in `psnr`.
 
     Raises:
         InputError: also pictures smaller than the window.
@@ -67,8 +68,9 @@ def ms_ssim(a: Tensor, b: Tensor, *, border: int = 0, luma: bool = False, data_r
     """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003), five scales, mean over channels.
 
     Each scale halves the picture by 2x2 means, an odd last row or column left out. The scales of one channel are
-    multiplied (negative contrast counts as zero), then channels averaged. torchmetrics averages over channels first:
-    on one channel both agree. Arguments, shapes and errors as in `psnr`.
+    multiplied (negative contrast counts as zero), then channels averaged; windows lie wholly inside at every scale.
+    (torchmetrics averages over channels first, and over reflected borders at the last scale.) Arguments, shapes and
+    errors as in `psnr`.
 
     Raises:
         InputError: also pictures smaller than 176 pixels on a side (five scales of the window).

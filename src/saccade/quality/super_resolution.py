@@ -1,7 +1,7 @@
 """Super-resolution figures, by the protocol that published ones follow.
 
-    picture -- cropped to a multiple of the scale -- MATLAB bicubic, antialiased, on RGB -- 8 bit -- enlarge -- 8 bit
-       |_____________________________ Y of BT.601, `scale` pixels shaved from each side: PSNR and SSIM ___________|
+picture -- cropped to a multiple of the scale -- MATLAB bicubic, antialiased, on RGB -- 8 bit -- enlarge -- 8 bit
+   |_____________________________ Y of BT.601, `scale` pixels shaved from each side: PSNR and SSIM ___________|
 """
 
 from __future__ import annotations
@@ -157,11 +157,11 @@ def _figures(prefix: str, made: Tensor, true: Tensor, border: int, round_luma: b
 @contextlib.contextmanager
 def _evaluating(enlarge: Any) -> Iterator[None]:
     model = enlarge if isinstance(enlarge, nn.Module) else getattr(enlarge, "model", None)
-    was_training = isinstance(model, nn.Module) and model.training
-    if was_training:
-        model.eval()
+    if not isinstance(model, nn.Module) or not model.training:
+        yield
+        return
+    model.eval()
     try:
         yield
     finally:
-        if was_training:
-            model.train()
+        model.train()

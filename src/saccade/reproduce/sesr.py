@@ -8,6 +8,7 @@ both.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -123,7 +124,7 @@ def _run_expanded(model: SESR) -> None:
 
 
 def step_cost(seed: int) -> Figures:
-    """Seconds of a training step of SESR-M5 in both forms, batch 4 of 64x64, one thread."""
+    """Processor seconds of a training step of SESR-M5 in both forms, batch 4 of 64x64, one thread."""
     low = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
     high = torch.rand(4, 1, 64 * SCALE, 64 * SCALE, generator=torch.Generator().manual_seed(seed + 1))
     forms: dict[str, Callable[[], object]] = {}
@@ -134,7 +135,7 @@ def step_cost(seed: int) -> Figures:
             _run_expanded(model)
         forms[name] = partial(_step, model, torch.optim.Adam(model.parameters(), 1e-4), low, high)
     with on_threads(1):
-        seconds = medians(forms, 5)
+        seconds = medians(forms, 5, time.thread_time)
     return {
         "seconds_step_collapsed": seconds["collapsed"],
         "seconds_step_expanded": seconds["expanded"],

@@ -368,9 +368,11 @@ def sesr(
 
 
 @register("sesr_rgb", system="sesr", task="super-resolution", scales=(2, 3, 4), colour="rgb")
-def sesr_rgb(scale: int = 2, blocks: int = 5, width: int = 16, expansion: int | None = None) -> AnchoredSESR:
+def sesr_rgb(
+    scale: int = 2, blocks: int = 5, width: int = 16, expansion: int | Literal["paper"] | None = None
+) -> AnchoredSESR:
     """SESR on RGB, as in the AIMET model zoo."""
-    return AnchoredSESR(blocks, width, scale, expansion)
+    return AnchoredSESR(blocks, width, scale, 256 if expansion == "paper" else expansion)
 
 
 # -- published files

@@ -86,16 +86,24 @@ class OpenVINOEngine:
         channels: 1 (grey) or 3 (RGB).
         dtype: ``uint8`` or ``uint16``.
         threads: tiles at a time; 0 for all cores.
+        precision: ``float32``, or ``int8`` for the inner convolutions (`runtime.int8`).
     """
 
     backend = "openvino"
     tile = (270, 480)  # of 135 x 320 to 360 x 640 the best: larger ones repeat less halo, smaller ones stay in cache
 
-    def __init__(self, graph: Path, scale: int, channels: int, dtype: str, threads: int = 0) -> None:
+    def __init__(
+        self, graph: Path, scale: int, channels: int, dtype: str, threads: int = 0, precision: str = "float32"
+    ) -> None:
         ov = _openvino()
         self.threads = self.parallel = threads or cores()
         core = ov.Core()
-        model = pixels_to_pixels(ov, core.read_model(str(graph)), scale, channels, np.dtype(dtype))
+        network = core.read_model(str(graph))
+        if precision == "int8":
+            from saccade.runtime.int8 import quantise
+
+            quantise(ov, network)
+        model = pixels_to_pixels(ov, network, scale, channels, np.dtype(dtype))
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": self.threads,

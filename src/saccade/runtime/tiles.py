@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 __all__ = ["Span", "Tile", "bands", "columns", "fitted"]
 
-SMALLEST = 64  # pixels: cores are not made narrower than about half of this to keep workers busy
+SMALLEST = 64  # pixels: a core of this side or less is not cut further to keep workers busy
 
 
 @dataclass(frozen=True)

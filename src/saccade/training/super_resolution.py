@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from saccade import registry
 from saccade.checkpoint import save, write_bytes
 from saccade.data.pairs import CropPairs, luma, photographs
-from saccade.errors import CheckpointError, InputError, UnavailableError, UsageError
+from saccade.errors import CheckpointError, InputError, UnavailableError, UsageError, first_line
 from saccade.progress import bar
 
 __all__ = ["Options", "learning_rate", "train", "validation_psnr"]
@@ -304,7 +304,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
             precision=options.precision,  # type: ignore[arg-type]
         )
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"no training on these devices: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"no training on these devices: {first_line(error)}") from error
     fabric.launch()
     leading = fabric.is_global_zero
 

@@ -93,7 +93,7 @@ class RowResizer:
         first = needed if first is None else first
         if window.dtype.name not in DTYPES:
             raise InputError(f"resize takes {', '.join(DTYPES)} arrays, got {window.dtype.name}")
-        if window.ndim not in (2, 3) or window.shape[1] != self._columns.n:
+        if window.ndim not in (2, 3) or window.shape[1] != self._columns.n or 0 in window.shape[2:]:
             raise InputError(
                 f"expected rows of {self._columns.n} pixels, (rows, width[, channels]), got {window.shape}"
             )
@@ -184,18 +184,19 @@ def _touches(to: slice, start: int, stop: int) -> bool:
     return to.stop > start // GROUP * GROUP and to.start < -(stop // -GROUP) * GROUP
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _row_bands(axis: Axis, work: str) -> Bands:
     n, m = axis.sizes
     return tuple((band.out, band.source, band.weight.astype(work)) for band in axis.bands(16 if m >= n else 8))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _column_bands(axis: Axis, channels: int, work: str) -> Bands:
     """Blocks for rows whose channels are interleaved: each weight becomes weight times the identity of channels."""
     n, m = axis.sizes
     block = 64 if m >= n else 32
-    while block > 1 and max(_products(axis, block)) * channels**2 * GROUP > PRODUCT:
+    group = WIDE_GROUP if channels == 1 else GROUP
+    while block > 1 and max(band.weight.size for band in axis.bands(block)) * channels**2 * group > PRODUCT:
         block //= 2
     identity = np.eye(channels)
     return tuple(
@@ -206,7 +207,3 @@ def _column_bands(axis: Axis, channels: int, work: str) -> Bands:
         )
         for band in axis.bands(block)
     )
-
-
-def _products(axis: Axis, block: int) -> list[int]:
-    return [band.weight.size for band in axis.bands(block)]

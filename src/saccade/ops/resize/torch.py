@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saccade.errors import InputError
 from saccade.ops.resize.numpy import multiply_plane
-from saccade.ops.resize.weights import KERNELS, Axis, axes, stretch, tap_count
+from saccade.ops.resize.weights import KERNELS, Axis, axes, output_size, stretch, tap_count
 
 __all__ = ["resize_gather", "resize_planes"]
 
@@ -43,7 +43,7 @@ def resize_planes(
         return resize_gather(x, scale, size, method, antialias)
     rows, columns = axes(x.shape[-2], x.shape[-1], scale, size, method, antialias)
     planes = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-    y: Tensor = _Resize.apply(planes, rows, columns)  # type: ignore[no-untyped-call]
+    y: Tensor = _Resize.apply(planes, rows, columns)
     return y.view(*x.shape[:-2], rows.m, columns.m)
 
 
@@ -58,7 +58,7 @@ class _Resize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         rows, columns = ctx.axes
-        grad: Tensor = _Resize.apply(grads[0].contiguous(), rows.T, columns.T)  # type: ignore[no-untyped-call]
+        grad: Tensor = _Resize.apply(grads[0], rows.transpose(), columns.transpose())
         return grad, None, None
 
 
@@ -85,7 +85,7 @@ def _finish(y: Tensor, dtype: torch.dtype) -> Tensor:
     return y.to(dtype)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _dense(axis: Axis, dtype: torch.dtype) -> Tensor:
     """(outputs, inputs)."""
     n, m = axis.sizes
@@ -103,8 +103,7 @@ def resize_gather(
     antialias: bool,
 ) -> Tensor:
     """The same map as a sum of gathered taps: differentiable, traceable, for any device and symbolic sizes."""
-    if method not in KERNELS or (scale is None and size is None):
-        axes(1, 1, scale, size, method, antialias)  # raises
+    axes(1, 1, scale, None if size is None else (1, 1), method, antialias)  # raises on what cannot be
     y = x if x.dtype == torch.float64 else x.float()
     for dim in (-2, -1):
         n = x.shape[dim]
@@ -113,15 +112,18 @@ def resize_gather(
             step: float = size[dim] / n
         else:
             step = float(scale[dim] if isinstance(scale, tuple) else scale)
-        m = size[dim] if size is not None else _symbolic_output_size(n, step)
+        m = size[dim] if size is not None else _output_size(n, step)
         y = _gather_axis(y, dim, n, m, step, method, antialias)
     return _finish(y, x.dtype)
 
 
-def _symbolic_output_size(n: int, scale: float) -> int:
-    if scale == int(scale):
-        return n * int(scale)
-    if (1 / scale) == round(1 / scale):
+def _output_size(n: int, scale: float) -> int:
+    """`output_size`, for sizes that may be symbols too."""
+    if type(n) is int:
+        return output_size(n, scale)
+    if scale == round(scale):
+        return n * round(scale)
+    if 1 / scale == round(1 / scale):
         return -(n // -round(1 / scale))
     return math.ceil(n * scale - 1e-9)
 

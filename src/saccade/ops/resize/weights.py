@@ -15,7 +15,6 @@ few small matrix products are far quicker than gathering taps one by one.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -73,8 +72,8 @@ class Axis:
     antialias: bool = True
     transposed: bool = False
 
-    @property
-    def T(self) -> Axis:
+    def transpose(self) -> Axis:
+        """The map back, that of gradients."""
         return dataclasses.replace(self, transposed=not self.transposed)
 
     @property
@@ -83,8 +82,19 @@ class Axis:
         return (self.m, self.n) if self.transposed else (self.n, self.m)
 
     def bands(self, block: int) -> tuple[Band, ...]:
-        """The map as dense blocks of ``block`` output samples each (the last may hold fewer), weights float64."""
-        return _bands(self, block)
+        """The map as dense float64 blocks of ``block`` output samples each (the last may hold fewer)."""
+        outs, sources, weights = _entries(self)
+        size = self.sizes[1]
+        starts = range(0, size, block)
+        cuts = np.searchsorted(outs, [*starts, size])
+        bands = []
+        for start, low, high in zip(starts, cuts[:-1], cuts[1:], strict=True):
+            stop, source = min(start + block, size), sources[low:high]
+            begin, end = (int(source.min()), int(source.max()) + 1) if high > low else (0, 1)  # read by nobody: zeros
+            dense = np.zeros((stop - start, end - begin))
+            np.add.at(dense, (outs[low:high] - start, source - begin), weights[low:high])
+            bands.append(Band(slice(start, stop), slice(begin, end), dense))
+        return tuple(bands)
 
 
 def output_size(n: int, scale: float) -> int:
@@ -139,7 +149,6 @@ def axes(
     )
 
 
-@functools.lru_cache(maxsize=64)
 def _entries(axis: Axis) -> tuple[Array, Array, Array]:
     """The sparse matrix of an axis as (output sample, source sample, weight), sorted by output sample."""
     kernel, reach = KERNELS[axis.method]
@@ -158,20 +167,3 @@ def _entries(axis: Axis) -> tuple[Array, Array, Array]:
         order = np.argsort(source, kind="stable")
         return source[order], out[order], weight[order]
     return out, source, weight
-
-
-@functools.lru_cache(maxsize=64)
-def _bands(axis: Axis, block: int) -> tuple[Band, ...]:
-    outs, sources, weights = _entries(axis)
-    size = axis.sizes[1]
-    starts = range(0, size, block)
-    cuts = np.searchsorted(outs, [*starts, size])
-    bands = []
-    for start, low, high in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        stop, source = min(start + block, size), sources[low:high]
-        begin, end = (int(source.min()), int(source.max()) + 1) if high > low else (0, 1)  # nothing reads these: zeros
-        dense = np.zeros((stop - start, end - begin))
-        np.add.at(dense, (outs[low:high] - start, source - begin), weights[low:high])
-        dense.setflags(write=False)
-        bands.append(Band(slice(start, stop), slice(begin, end), dense))
-    return tuple(bands)

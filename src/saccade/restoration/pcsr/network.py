@@ -66,15 +66,20 @@ class Spent:
     """Sum of the reports of several runs, such as the tiles of one picture."""
 
     def __init__(self) -> None:
-        self.reports: list[Report] = []
+        self.pixels = self.heavy = self.macs = 0
+
+    def add(self, report: Report) -> None:
+        """Count a run."""
+        self.pixels += report.pixels
+        self.heavy += report.heavy
+        self.macs += report.macs
 
     def take(self) -> dict[str, Any]:
-        """``macs`` and ``shares`` of pixels by sampler since the last call; starts again at nothing."""
-        taken, self.reports = self.reports, []
-        pixels = sum(r.pixels for r in taken)
-        heavy = sum(r.heavy for r in taken) / pixels if pixels else 0.0
-        shares = {"heavy": heavy, "light": 1 - heavy} if pixels else {}
-        return {"macs": sum(r.macs for r in taken), "shares": shares}
+        """``macs``, and ``shares`` of pixels by sampler, since the last call; starts again at nothing."""
+        share = self.heavy / self.pixels if self.pixels else 0.0
+        taken = {"macs": self.macs, "shares": {"heavy": share, "light": 1 - share} if self.pixels else {}}
+        self.pixels = self.heavy = self.macs = 0
+        return taken
 
 
 class PCSR(nn.Module):
@@ -132,7 +137,7 @@ class PCSR(nn.Module):
         self.last_report: Report | None = None
         self.spent = Spent()
         self._dial: tuple[str, float] = ("k", 0.0)
-        self._pixel_batch_size = 1 << 14
+        self._pixel_batch_size = 1 << 15
 
     # ---- dials
 
@@ -433,7 +438,7 @@ class PCSR(nn.Module):
             routing.refine(picture, flags)
         pixels, full = batch * size[0] * size[1], batch * self.cost(h, w, 1.0, size)
         self.last_report = Report(pixels, many, macs + heavy.macs + light.macs, full, threshold, floored)
-        self.spent.reports.append(self.last_report)
+        self.spent.add(self.last_report)
         return picture, flags
 
     def _everywhere(self, lr: Tensor, size: tuple[int, int] | None, *samplers: Sampler) -> list[Tensor]:
