@@ -33,6 +33,8 @@ def command(options: dict[str, Any]) -> str:
     words = [f"saccade train sr --model {options['model']} --scale {options['scale']} --data train_free"]
     for name in ("steps", "batch", "patch", "rate", "ema", "phase", "seed"):
         words.append(f"--{name} {options[name]:g}" if name == "rate" else f"--{name} {options[name]}")
+    if options.get("shrink", [1.0]) != [1.0]:
+        words.append("--shrink " + ",".join(f"{size:g}" for size in options["shrink"]))
     if options["start"]:
         words.append(f"--start {Path(options['start']).parent.name}/weights.safetensors")
     if options["compile"]:

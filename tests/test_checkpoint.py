@@ -247,6 +247,7 @@ def with_header(path: Path, told: Any, state: dict[str, torch.Tensor] | None = N
         {"model": "sesr_m3", "options": {"expansion": "wide"}},
         {"model": "sesr_m3", "options": {"expansion": -4}},
         {"model": "sesr_m3", "options": {"expansion": 10**9}},
+        {"model": "sesr_m3", "options": {"expansion": 0.5}},
         {"model": "sesr_m3", "options": {"expansion": 10**40}},
         {"model": "regnetx_200mf", "options": {}},
     ],
@@ -296,6 +297,7 @@ BOMBS = """
     import io, json, resource, struct, sys, zipfile
     from pathlib import Path
     import torch
+    from saccade import create
     from saccade.checkpoint import load
     from saccade.errors import CheckpointError
 
@@ -365,7 +367,8 @@ BOMBS = """
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) << 10
 
-    torch.nn.init.xavier_uniform_(torch.empty(2, 2, device="meta"))  # what this imports is not what is measured
+    with torch.device("meta"):  # what this imports is not what is measured
+        create("sesr_m3", weights=None, expansion=16)
     for name in makers:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = peak()

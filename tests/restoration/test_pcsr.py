@@ -399,7 +399,7 @@ def test_blockwise_loss_and_gradient_equal_the_plain_ones(
     wanted = torch.autograd.grad(plain, parameters)
     loss = model.training_loss(lr, hr, phase)
     got = torch.autograd.grad(loss, parameters)
-    assert float(loss) == pytest.approx(float(plain), rel=1e-5)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
     for a, b in zip(got, wanted, strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()) + 1e-7)
 

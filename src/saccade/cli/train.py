@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from saccade.errors import UsageError
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Train a network on your own pictures."
 )
@@ -28,6 +30,9 @@ def super_resolution(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 40_000,
     batch: Annotated[int, typer.Option(help="Crops a step and device.")] = 16,
     patch: Annotated[int, typer.Option(help="Side of the low-resolution crop, pixels.")] = 48,
+    shrink: Annotated[
+        str, typer.Option(help="Sizes at which each photograph is taken, e.g. 0.75,0.5: finer detail per pixel.")
+    ] = "1",
     rate: Annotated[float, typer.Option(help="Peak learning rate (Adam).")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 300,
     hold: Annotated[float, typer.Option(help="Fraction of the steps at the peak rate before the cosine.")] = 0.0,
@@ -61,6 +66,7 @@ def super_resolution(
         steps=steps,
         batch=batch,
         patch=patch,
+        shrink=_sizes(shrink),
         rate=rate,
         warmup=warmup,
         hold=hold,
@@ -83,3 +89,15 @@ def super_resolution(
         typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
     else:
         typer.echo(f"{made}  (saccade upscale --model {made} ...)")
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    """``0.75,0.5`` as numbers.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--shrink takes numbers with commas between them, e.g. 0.75,0.5, not {text!r}") from None

@@ -325,37 +325,37 @@ def _make(name: str, scale: int, expansion: int | Literal["paper"] | None, bias:
     return SESR(blocks, width, scale, paper if expansion == "paper" else expansion, bias)
 
 
-@register("sesr_m3", system="sesr", task="super-resolution", scales=(2, 3, 4))
+@register("sesr_m3", system="sesr", task="super-resolution", scales=(2, 3, 4), training={"expansion": "paper"})
 def sesr_m3(scale: int = 2, expansion: int | Literal["paper"] | None = None, bias: Bias = "none") -> SESR:
     """SESR-M3: 8,912 parameters at x2."""
     return _make("sesr_m3", scale, expansion, bias)
 
 
-@register("sesr_m5", system="sesr", task="super-resolution", scales=(2, 3, 4))
+@register("sesr_m5", system="sesr", task="super-resolution", scales=(2, 3, 4), training={"expansion": "paper"})
 def sesr_m5(scale: int = 2, expansion: int | Literal["paper"] | None = None, bias: Bias = "none") -> SESR:
     """SESR-M5: 13,520 parameters at x2; the library's default for pictures."""
     return _make("sesr_m5", scale, expansion, bias)
 
 
-@register("sesr_m7", system="sesr", task="super-resolution", scales=(2, 3, 4))
+@register("sesr_m7", system="sesr", task="super-resolution", scales=(2, 3, 4), training={"expansion": "paper"})
 def sesr_m7(scale: int = 2, expansion: int | Literal["paper"] | None = None, bias: Bias = "none") -> SESR:
     """SESR-M7: 18,128 parameters at x2."""
     return _make("sesr_m7", scale, expansion, bias)
 
 
-@register("sesr_m11", system="sesr", task="super-resolution", scales=(2, 3, 4))
+@register("sesr_m11", system="sesr", task="super-resolution", scales=(2, 3, 4), training={"expansion": "paper"})
 def sesr_m11(scale: int = 2, expansion: int | Literal["paper"] | None = None, bias: Bias = "none") -> SESR:
     """SESR-M11: 27,344 parameters at x2."""
     return _make("sesr_m11", scale, expansion, bias)
 
 
-@register("sesr_xl", system="sesr", task="super-resolution", scales=(2, 3, 4))
+@register("sesr_xl", system="sesr", task="super-resolution", scales=(2, 3, 4), training={"expansion": "paper"})
 def sesr_xl(scale: int = 2, expansion: int | Literal["paper"] | None = None, bias: Bias = "none") -> SESR:
     """SESR-XL: 105,376 parameters at x2."""
     return _make("sesr_xl", scale, expansion, bias)
 
 
-@register("sesr", system="sesr", task="super-resolution", scales=(2, 3, 4))
+@register("sesr", system="sesr", task="super-resolution", scales=(2, 3, 4), training={"expansion": "paper"})
 def sesr(
     scale: int = 2,
     blocks: int = 5,

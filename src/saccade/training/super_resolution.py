@@ -220,10 +220,8 @@ def _final(average: Average, options: Options) -> nn.Module:
 
 
 def _model_options(options: Options) -> dict[str, Any]:
-    chosen = dict(options.model_options)
-    if registry.entry(options.model).system == "sesr":
-        chosen.setdefault("expansion", "paper")
-    return chosen
+    """The form of the network that is trained: what its registration says, and the user's own options."""
+    return {**registry.entry(options.model).facts.get("training", {}), **options.model_options}
 
 
 def _plain(value: Any) -> Any:
