@@ -90,15 +90,17 @@ def card(table: dict[str, dict[str, Any]]) -> str:
         f = row["figures"]
         psnr = " | ".join(f"{f[s]['psnr_y']:.2f}" for s in SETS)
         minutes = row["training_seconds"] / 60
-        facts = f"{row['parameters']:,} | {psnr} | {row['steps']:,} | {minutes:.0f} min on one shared CPU core"
+        facts = f"{row['parameters']:,} | {psnr} | {row['steps']:,} | {minutes:.0f} min, 1 CPU thread"
         lines.append(f"| `{name}` | {facts} |")
     lines += [
         "",
-        "The figures are printed by `saccade evaluate MODEL --scale S --data SET5 SET14 B100`. PCSR: its default dial.",
+        "The figures are printed by `saccade evaluate MODEL --scale S --data SET5 --data SET14 --data B100`. PCSR: its",
+        "default dial.",
         "",
         "## Commands",
         "",
-        "Where a run starts from another, that one comes first. Time is wall time on a busy machine, one thread each.",
+        "Where a run starts from another, that one comes first and its time is not included. Times are wall times on a",
+        "machine that was busy with other work, one thread each.",
         "",
         "```",
         *(f"{row['command']}    # {name}" for name, row in sorted(table.items())),

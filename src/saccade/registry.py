@@ -177,12 +177,15 @@ def entry(name: str) -> ModelEntry:
     models = _scan()[0]
     if name in models:
         return models[name]
-    near = difflib.get_close_matches(name, models, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100].lower(), models, n=3, cutoff=0.5)
     if not near:
         near = [m for m in models if models[m].system == name][:3]
-    hint = f"the nearest are {', '.join(near)}" if near else "none is near"
-    stem = (near[0] if near else name).split("_")[0]
-    raise UsageError(f"no model named {name!r}; {hint} (saccade list '{stem}*' shows all)")
+    if not near:
+        raise UsageError(f"no model named {name[:100]!r}, nor one near it (saccade list shows all)")
+    stem = near[0].split("_")[0]
+    raise UsageError(
+        f"no model named {name[:100]!r}; the nearest are {', '.join(near)} (saccade list '{stem}*' shows all)"
+    )
 
 
 def load_function(module: str, function: str) -> Callable[..., Any]:
@@ -239,7 +242,9 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
         path = default_weights(name, **options) if weights == "default" else Path(weights)
         if path is None:
             which = name + (f" x{options['scale']}" if "scale" in options else "")
-            raise UsageError(f"no weights ship for {which}; pass a file, or weights=None for a fresh network")
+            raise UsageError(
+                f"no weights ship for {which}; give a file of weights (in Python, weights=None makes a fresh network)"
+            )
         from saccade.checkpoint import load_into
 
         load_into(model, path)

@@ -93,7 +93,7 @@ def check(got: tuple[float, float, float], wanted: tuple[float, float, float]) -
     assert got[2] == pytest.approx(wanted[2], abs=1.0)
 
 
-@pytest.mark.parametrize("name", ["carn", "fsrcnn"])
+@pytest.mark.parametrize("name", [pytest.param("carn", marks=pytest.mark.slow), "fsrcnn"])
 def test_published_weights_give_their_figures_on_set5(name: str) -> None:
     model = published(name)
     for k, wanted in SET5[name].items():

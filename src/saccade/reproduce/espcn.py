@@ -129,7 +129,9 @@ def plot(figures: Figures, path: Path) -> None:
         gain = [figures[f"psnr_y_db_{who}"][name] - bicubic for who in ("espcn", "high_resolution")]
         axis.plot(macs, gain, "o-", label=name)
     axis.set_xscale("log")
-    axis.set_xlabel("MACs per input pixel (thousands): ESPCN, and the same layers at high resolution")
+    axis.set_xticks(macs, [f"{m:.0f}" for m in macs], minor=False)
+    axis.minorticks_off()
+    axis.set_xlabel("thousand MACs per input pixel: low, high resolution")
     axis.set_ylabel("PSNR-Y over bicubic (dB)")
     axis.set_title(f"x{SCALE}, {figures['steps']:,} steps each; {figures['time_ratio']:.1f} times as fast")
     axis.legend()

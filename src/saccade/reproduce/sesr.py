@@ -60,6 +60,12 @@ class FSRCNN(nn.Module):
         inner = [module for _ in range(layers) for module in step(shrunk, shrunk, 3)]
         self.body = nn.Sequential(*step(1, width, 5), *step(width, shrunk, 1), *inner, *step(shrunk, width, 1))
         self.enlarge = nn.ConvTranspose2d(width, 1, 9, scale, 4, scale - 1)
+        for name, p in self.named_parameters():  # the start of the paper: He's, and next to nothing for the last
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() > 1:
+                nn.init.kaiming_normal_(p, a=0.25)
+        nn.init.normal_(self.enlarge.weight, std=1e-3)
 
     def forward(self, luma: Tensor) -> Tensor:
         y: Tensor = self.enlarge(self.body(luma))
