@@ -111,7 +111,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of a suite found, ready for JSON."""
+    """What one run of a suite found, ready for JSON.
+
+    Attributes:
+        name, command: of the suite, and what runs it again.
+        rounds: timed calls of each contender.
+        rows: ours beside each peer.
+        notes: what belongs to the figures, one sentence each.
+        machine, versions, date: where, with what and when.
+        others: threads of other processes that ran or wanted to run when the suite ended; above about 0.5 the times,
+            and ratios of contenders that share work among threads differently, are to be taken with care.
+    """
 
     name: str
     command: str
@@ -121,6 +131,7 @@ class Result:
     machine: str = field(default_factory=lambda: machine())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+    others: float = field(default_factory=lambda: busy_with_others())
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -239,6 +250,18 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     lines = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in lines}
+
+
+def busy_with_others() -> float:
+    """Threads that are running or ready to run now, this one not counted; -1 where the system does not tell."""
+    try:
+        samples = []
+        for _ in range(10):
+            samples.append(int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)
+            time.sleep(0.02)
+    except (OSError, ValueError, IndexError):
+        return -1.0
+    return float(statistics.mean(samples))
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,8 @@ from saccade.errors import InputError, UsageError
 if TYPE_CHECKING:
     from saccade.bench.harness import Advance, Result
 
+BUSY = 0.5  # threads of other processes from which on the times are to be taken with care
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -216,7 +218,8 @@ def _report(result: Result, as_json: bool, out: Path | None, overwrite: bool) ->
 
 def _footer(result: Result) -> list[str]:
     found = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return [*result.notes, f"medians of {result.rounds} rounds in turns", result.machine, found]
+    busy = f"; the machine was busy: {result.others:.1f} threads of others" if result.others > BUSY else ""
+    return [*result.notes, f"medians of {result.rounds} rounds in turns{busy}", result.machine, found]
 
 
 def _print_table(result: Result) -> None:

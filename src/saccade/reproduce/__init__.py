@@ -311,7 +311,8 @@ def machine() -> str:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     name = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{name}, {cores()} cores"
+    count = cores()
+    return f"{name}, {count} core{'s' * (count != 1)}"
 
 
 def versions() -> dict[str, str]:

@@ -52,14 +52,17 @@ def quantise(ov: Any, network: Any) -> None:
 
 def _peaks(ov: Any, network: Any, values: list[Any]) -> list[np.ndarray]:
     """Largest magnitude of every channel of ``values`` over generated pictures: (1, C, 1, 1) each, above zero."""
+    op = ov.opset13
+    axes = op.constant(np.array([0, 2, 3], dtype=np.int64))
+    peaks = [op.reduce_max(op.abs(value), axes, True).output(0) for value in values]
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    watched = ov.Core().compile_model(ov.Model(values, network.get_parameters(), "watched"), "CPU", options)
-    peaks = [np.zeros((1, 1, 1, 1), np.float32)] * len(values)
+    watched = ov.Core().compile_model(ov.Model(peaks, network.get_parameters(), "watched"), "CPU", options)
+    found = []
     for seed in range(PICTURES):
         y = luma(scene(SIDE, SIDE, seed) / np.float32(255)) + BLACK
-        found = watched(y[None, None])
-        peaks = [np.maximum(p, np.abs(found[i]).max((0, 2, 3), keepdims=True)) for i, p in enumerate(peaks)]
-    return [np.maximum(p, max(1e-3 * float(p.max()), 1e-6)) for p in peaks]
+        found.append([np.array(peak) for peak in watched(y[None, None]).values()])
+    largest = [np.max(each, axis=0) for each in zip(*found, strict=True)]
+    return [np.maximum(peak, max(1e-3 * float(peak.max()), 1e-6)) for peak in largest]
 
 
 def _floats(op: Any, *values: Any) -> list[Any]:
