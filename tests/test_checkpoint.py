@@ -170,9 +170,10 @@ def test_missing_empty_foreign_and_truncated_files_are_told_apart(tmp_path: Path
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"is empty \(0 bytes\)"):
         load(path)
-    path.write_text("these are only words " * 30)
-    with pytest.raises(CheckpointError, match=r"not a safetensors file|no PyTorch file"):
-        load(path)
+    for words in ("these are only words " * 30, "# Read me\nA global list of (everything).\n"):
+        path.write_text(words)
+        with pytest.raises(CheckpointError, match=r"not a safetensors file|no PyTorch file"):
+            load(path)
     if suffix == "pth":
         torch.save(network().state_dict(), path)
     else:

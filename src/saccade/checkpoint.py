@@ -106,11 +106,14 @@ def _refuse_swelling(path: Path) -> None:
     """Refuse a ``.pth`` that would take far more memory than its size: packed storages, byte strings made by code.
 
     Raises:
-        CheckpointError: such a file, or a damaged archive.
+        CheckpointError: such a file, a damaged archive, or neither an archive nor a pickle.
     """
     size = path.stat().st_size
     with path.open("rb") as f:
-        if f.read(4) == b"PK\x03\x04":
+        head = f.read(4)
+        if not head.startswith((b"PK\x03\x04", b"\x80")):
+            raise CheckpointError(f"{path} is no PyTorch file, nor safetensors")
+        if head == b"PK\x03\x04":
             try:
                 with zipfile.ZipFile(f) as archive:
                     whole = sum(member.file_size for member in archive.infolist())

@@ -48,7 +48,8 @@ def test_upscale_names_engines_resizers_and_the_floor(
     result = bench(capsys, "upscale", "--size", "40x30")
     check(result, "sesr")
     peers = {row["peer"] for row in result["rows"]}
-    assert {"PyTorch, eager", "ONNX Runtime", "OpenVINO", "Pillow, bicubic", "the machine's peak"} <= peers
+    assert {"PyTorch, eager", "ONNX Runtime", "OpenVINO", "Pillow, bicubic"} <= peers
+    assert "the machine's peak" in peers or any("too busy" in note for note in result["notes"])
 
 
 def test_pcsr_reports_the_share_that_it_forced(capsys: pytest.CaptureFixture[str]) -> None:

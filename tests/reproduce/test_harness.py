@@ -218,6 +218,19 @@ def test_patches_are_taken_whole_and_best_first() -> None:
     assert int(largest(score, 17).sum()) == 17
 
 
+def test_pcsr_is_trained_where_no_weights_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from saccade.reproduce import pcsr
+
+    write_pictures(tmp_path, 5, 80, seed=0)
+    monkeypatch.setattr(pcsr, "default_weights", lambda name, scale: None)
+    monkeypatch.setattr(pcsr, "STEPS", (2, 2))
+    with Data(tmp_path) as data:
+        figures = pcsr.run(data, seed=0)
+    assert figures["weights"] == "pcsr_small, 2+2 steps"
+    assert figures["macs_fraction"] <= 0.52
+    assert set(figures["psnr_y_db_pixels"]) == {"own"}
+
+
 # -- data
 
 

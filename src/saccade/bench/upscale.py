@@ -89,7 +89,11 @@ def run(
                 "8-bit RGB enlarged", timed("other networks", others, min(rounds, 3)), system, _size(quarter), command
             )
     floor = measure_floor(threads)
-    rows.append(_floor_row(rows[0], floor, backends["openvino"].choice.macs, picture[:, :, :1].nbytes, scale))
+    least = _floor_row(rows[0], floor, backends["openvino"].choice.macs, width * height, scale)
+    if least.peer_ms < rows[0].ours_best_ms:
+        rows.append(least)
+    else:
+        notes.append("the machine was too busy to measure its peak: ours came out faster")
     return Result("upscale", command, rounds, tuple(rows), (*notes, str(floor)))
 
 

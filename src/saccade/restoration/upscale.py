@@ -9,6 +9,9 @@ face. Where OpenVINO or ONNX Runtime serve, torch is never imported.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import os
 import threading
 import time
@@ -243,6 +246,10 @@ class Upscaler:
                     f"{self.choice.name} decides for every pixel what runs: it runs in torch, not in {asked}"
                 )
             return "torch"
+        if self.choice.facts.get("colour") == "rgb":
+            if asked not in ("auto", "torch"):
+                raise UsageError(f"{self.choice.name} works on RGB: it runs in torch, the graphs of {asked} are for luma")
+            return "torch"
         if self.device != "cpu":
             return "torch"
         if asked != "auto":
@@ -345,6 +352,7 @@ class Upscaler:
         from saccade.io import create_picture, open_picture
 
         began, scale = time.perf_counter(), self.choice.scale
+        _give_blocks_back()
         with open_picture(source) as reader:
             size, made = (reader.width, reader.height), (reader.width * scale, reader.height * scale)
             report = self._report(str(source), str(target), size, self.engine(reader.bands, reader.dtype))
@@ -526,8 +534,6 @@ def _finish(band: _Band, engine: engines.Engine, write: Write, advance: Advance 
 
 def _quietly_drain(engine: engines.Engine) -> None:
     """Let tiles end that are still under way after an error, so that their memory may go."""
-    import contextlib
-
     with contextlib.suppress(Exception):
         engine.drain()
 
@@ -539,6 +545,17 @@ def _enlarge_alpha(alpha: np.ndarray, rows: Span, scale: int) -> np.ndarray:
     made = bicubic(alpha[window, :, None].astype(np.float32), scale)[:, :, 0]
     first = (rows.inner.start - window.start) * scale
     return np.rint(made[first : first + rows.length * scale].clip(0, full)).astype(alpha.dtype)
+
+
+@functools.cache
+def _give_blocks_back() -> None:
+    """Let glibc return every freed block above 1 MB to the system at once.
+
+    By its default it keeps blocks up to 32 MB, and bands of rows tear holes between them: a picture 20,000 pixels
+    wide peaked at 1,075 MB instead of 626 MB.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def _rolling(reader: PictureReader) -> Read:

@@ -155,7 +155,7 @@ class Average:
         for k, v in model.state_dict().items():
             if v.is_floating_point():
                 old.append(self.values[k])
-                new.append(v.detach())
+                new.append(v.detach().to(self.values[k].dtype))
             else:
                 self.values[k].copy_(v)
         torch._foreach_lerp_(old, new, 1 - decay)
@@ -400,6 +400,8 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
                 run.keep(state(done))
             if done % options.save_every == 0:
                 fabric.barrier()
+    if writer:
+        writer.close()
     fabric.barrier()  # nobody returns before the leader has written
     return run.weights
 
