@@ -450,3 +450,13 @@ def test_results_stand_beside_their_sources_or_in_the_folder(tmp_path: Path) -> 
 def test_every_error_is_one_of_ours() -> None:
     assert issubclass(UsageError, SaccadeError)
     assert {InputError.exit_code, CheckpointError.exit_code, UsageError.exit_code} == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["espcn_rgb", "sesr_rgb"])
+def test_networks_on_rgb_run_in_torch_and_say_so(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.safetensors"
+    saccade.save(saccade.create(name, weights=None, scale=2), file)
+    made = saccade.upscale(colours(9, 7), model=file, max_memory=2 << 30)
+    assert made.shape == (18, 14, 3)
+    with pytest.raises(UsageError, match="works on RGB"):
+        Upscaler(file, backend="openvino")

@@ -280,6 +280,11 @@ class AnchoredSESR(nn.Module):
         """Input pixels that an output pixel sees beyond its own place: 2 + m + 2."""
         return 4 + len(self.blocks)
 
+    @property
+    def kernels(self) -> int:
+        """Parameters of the collapsed kernels alone: the MACs per input pixel."""
+        return sum(block.inputs * block.outputs * block.size**2 for block in self.linear_blocks())
+
     def forward(self, picture: Tensor) -> Tensor:
         if not self.training:
             check_picture(picture, 3, "SESR on RGB")

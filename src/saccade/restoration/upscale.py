@@ -248,7 +248,9 @@ class Upscaler:
             return "torch"
         if self.choice.facts.get("colour") == "rgb":
             if asked not in ("auto", "torch"):
-                raise UsageError(f"{self.choice.name} works on RGB: it runs in torch, the graphs of {asked} are for luma")
+                raise UsageError(
+                    f"{self.choice.name} works on RGB: it runs in torch, the graphs of {asked} are for luma"
+                )
             return "torch"
         if self.device != "cpu":
             return "torch"
