@@ -26,7 +26,8 @@ test: $(READY_DEV) ## install with the development tools, then run the tests
 	$(PYTEST)
 
 test-slow: $(READY_DEV) ## run the tests that take longer than about 20 seconds
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not timing'
+	$(BIN)/python -m pytest -m timing
 
 lint: $(READY_DEV) ## style, format, types, floors
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from saccade.cli import main
 from saccade.data.generated import write_pictures
 from saccade.errors import InputError, UsageError
 from saccade.reproduce import Claim, Data, claims, load_claim, plain, reproduce
+
+DATA = Path(os.environ.get("SACCADE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 KEYS = ["system", "claim", "source", "baseline", "figures", "met", "seconds", "machine", "versions", "seed"]
 
@@ -312,8 +315,11 @@ def test_the_command_refuses_misuse_in_one_line(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("slug", claims())
-def test_the_claim_is_met(slug: str, tmp_path: Path) -> None:
-    result = reproduce(slug, out=tmp_path)
+@pytest.mark.skipif(not (DATA / "train_free").is_dir(), reason="no photographs: set SACCADE_DATA")
+@pytest.mark.parametrize(
+    "slug", [pytest.param(slug, marks=pytest.mark.timing if slug == "fast_scaling" else ()) for slug in claims()]
+)
+def test_the_claim_is_met_on_real_pictures(slug: str, tmp_path: Path) -> None:
+    result = reproduce(slug, data=DATA, out=tmp_path)
     assert result.met, result.figures
     assert (tmp_path / f"{slug}.png").is_file()

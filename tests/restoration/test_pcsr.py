@@ -558,3 +558,13 @@ def test_grids_cover_every_pixel_once() -> None:
             view = grid.view(base, block)
             view.copy_(grid.bilinear(block).view(view.shape))
         assert torch.allclose(base, F.interpolate(lr, size=size, mode="bilinear"), atol=1e-6)
+
+
+def test_the_ledger_counts_it_on_meta_tensors_as_all_heavy() -> None:
+    from saccade.cost import cost
+
+    model = create("pcsr_small", weights=None, scale=2)
+    counted = cost(model, torch.empty(1, 3, 24, 32, device="meta"))
+    assert model.last_report is not None
+    assert counted.macs > 0
+    assert model.last_report.heavy_share == 1

@@ -104,6 +104,7 @@ def test_published_weights_give_their_figures_on_set5(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", ["carn", "fsrcnn"])
 def test_published_weights_give_their_figures_on_kodak(name: str) -> None:
     model = published(name)

@@ -127,6 +127,9 @@ class PCSR(nn.Module):
             raise UsageError(f"PCSR enlarges by more than 1, not by {scale:g}")
         self.scale: int | float = round(scale) if math.isclose(scale, round(scale)) else scale
         self.encoder = encoder
+        # counted here, once: counting runs the encoder, which must not happen inside another count
+        self._encoder_macs = routing.macs_per_pixel(encoder)
+        self._encoder_flops = routing.flops_per_pixel(encoder)
         width: int = encoder.width  # type: ignore[assignment]
         self.heavy = Sampler(width, heavy, 3)
         self.light = Sampler(width, light, 3)
@@ -214,14 +217,6 @@ class PCSR(nn.Module):
         """Input pixels that an output pixel sees beyond its own place."""
         own: int = self.encoder.halo  # type: ignore[assignment]
         return own + 1 if self.refine else max(1, own)
-
-    @functools.cached_property
-    def _encoder_macs(self) -> int:
-        return routing.macs_per_pixel(self.encoder)
-
-    @functools.cached_property
-    def _encoder_flops(self) -> int:
-        return routing.flops_per_pixel(self.encoder)
 
     def flops(self, h: int, w: int, *parts: Literal["heavy", "light", "classifier"]) -> int:
         """FLOPs of the encoder and of ``parts``, each run on all output pixels, for an (h, w) input.
