@@ -20,7 +20,7 @@ from saccade.cli.cost import cost as verb
 from saccade.cli.cost import parse_size
 from saccade.cost import Cost, cost, count_parameters, register_macs
 from saccade.errors import UsageError
-from saccade.registry import create, list_models
+from saccade.registry import create
 
 META = torch.device("meta")
 
@@ -66,12 +66,10 @@ def test_sesr_costs_its_published_parameters_at_every_pixel(name: str, x2: int, 
         assert cost(model, torch.rand(1, 1, 9, 11), timed=False).macs == kernels * 9 * 11
 
 
-@pytest.mark.parametrize("name", [n for n in list_models() if n.startswith("espcn")])
-def test_the_library_espcn_costs_the_published_macs(name: str) -> None:
-    for scale, macs in ((2, 21_184), (3, 22_624), (4, 24_640)):
-        model: Any = create(name, weights=None, scale=scale)
-        if model.in_channels == 1:
-            assert cost(model, torch.rand(1, 1, 8, 8), timed=False).macs == macs * 64
+@pytest.mark.parametrize(("scale", "macs"), [(2, 21_184), (3, 22_624), (4, 24_640)])
+def test_the_library_espcn_costs_the_published_macs(scale: int, macs: int) -> None:
+    model = create("espcn", weights=None, scale=scale)
+    assert cost(model, torch.rand(1, 1, 8, 8), timed=False).macs == macs * 64
 
 
 def biased_outputs(model: nn.Module, x: Tensor) -> int:

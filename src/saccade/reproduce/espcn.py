@@ -4,8 +4,8 @@ The baseline is the network with everything moved to the output's size, as SRCNN
 bicubic first, and the last layer writes one channel instead of scale^2. Both are trained on the same crops for as many
 steps, enough that ESPCN has learned enlargement itself, with which the baseline begins: after 1,000 steps on the
 photographs of ``train_free`` the baseline was still ahead (by 0.3 dB on Set5), after 3,000 it was behind by as much.
-On the generated pictures it is still ahead then (27.17 against 26.75 dB; behind on the photograph, 31.38 against 31.59),
-so without ``--data`` the claim is printed as not met.
+On the generated pictures it is still ahead then (27.17 against 26.75 dB; behind on the photograph, 31.38 against
+31.59), so without ``--data`` the claim is printed as not met.
 """
 
 from __future__ import annotations
