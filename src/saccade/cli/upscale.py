@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import os
 import re
 import sys
 import time
@@ -53,6 +54,8 @@ def upscale(
 
     Each result stands beside its input as NAME_x2.SUFFIX unless -o says otherwise.
     """
+    # torch's OpenMP threads spin while they wait; beside other busy processes that made seconds of work take minutes
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from saccade.io import find_pictures, is_video
     from saccade.progress import bar
     from saccade.restoration.upscale import Upscaler, names_folder, targets
