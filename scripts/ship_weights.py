@@ -103,7 +103,7 @@ def card(table: dict[str, dict[str, Any]]) -> str:
         "machine that was busy with other work, one thread each.",
         "",
         "```",
-        *(f"{row['command']}    # {name}" for name, row in sorted(table.items())),
+        *(line for name, row in sorted(table.items()) for line in (*row["before"], f"{row['command']}    # {name}")),
         "```",
         "",
     ]
@@ -118,7 +118,7 @@ def main() -> None:
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     for run in chosen.runs:
         name, row = ship(run, chosen.data)
-        table[name] = row
+        table[name] = {**row, "before": table.get(name, {}).get("before", [])}  # earlier runs are noted by hand
         print(name, {s: round(f["psnr_y"], 2) for s, f in row["figures"].items()})
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     CARD.write_text(card(table))
