@@ -184,8 +184,9 @@ class SESR(nn.Module):
         """Start with first kernels that sum to zero, so that features are edges, not brightness.
 
         Nothing in the network has a bias, so a PReLU bends where its channel is zero. With Xavier kernels every
-        channel follows local brightness: all bend at mid-grey, few inside a crop, and training stays for thousands of
-        steps near the best linear filter (35.1 dB on Set5 at x2). Ours; not in the paper.
+        channel follows local brightness: all bend at mid-grey, few inside a crop, and training lingers near the best
+        linear filter. Ours; not in the paper. M5 x2, one seed: 36.18 dB on Set5 after 1,250 steps against 35.49
+        without, the same 36.73 after 4,750.
         """
         kernel = self.first.kernel if self.expansion is None else self.first.expand
         kernel.sub_(kernel.mean((2, 3), keepdim=True))
