@@ -13,8 +13,6 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from saccade.bench.harness import Contender, Result, Row, compare, measure
 from saccade.ops.resize import resize, resize_array
 from saccade.ops.resize.naive import resize_naive
+from saccade.reproduce.training import on_threads
 
 SCALES = {"/2": 1 / 2, "/3": 1 / 3, "/4": 1 / 4, "x2": 2.0, "x3": 3.0, "x0.6": 0.6}
 OURS, ARRAY = "resize", "resize_array (rows, no torch)"
@@ -82,16 +81,6 @@ def beside_naive(name: str, scale: float) -> Row:
 
 def picture(height: int, width: int) -> torch.Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def command() -> str:

@@ -288,19 +288,6 @@ def test_heavy_work_follows_the_heavy_share() -> None:
         assert high - low == pytest.approx(0.25 * outputs * model.heavy.tail_macs, rel=0.15)
 
 
-def test_spent_sums_runs_until_taken() -> None:
-    model, lr = small(), picture(8, 8)
-    model.k = 0
-    model(lr)
-    one = model.last_report
-    model(lr)
-    told = model.spent.take()
-    assert told["macs"] == 2 * one.macs
-    assert told["shares"]["heavy"] == pytest.approx(one.heavy_share)
-    assert sum(told["shares"].values()) == pytest.approx(1)
-    assert model.spent.take() == {"macs": 0, "shares": {}}
-
-
 def test_calibration_makes_tiles_meet_one_budget() -> None:
     model, lr = small(heavy=(40, 40, 40)), picture(32, 32)
     lr[:, :, :16] *= 0.1  # tiles that differ

@@ -181,3 +181,13 @@ def test_a_missing_backend_names_the_line_that_installs_it(monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(UnavailableError, match=r"pip install 'saccade\[onnx\]'"):
         engines.ONNXRuntimeEngine(Path("none.onnx"), 2, 3, "uint8")
+
+
+def test_what_a_routed_network_spent_is_summed_until_it_is_taken() -> None:
+    spent = engines.Spent(pixels=10, heavy=4, macs=30, full_macs=60) + engines.Spent(
+        pixels=30, heavy=6, macs=20, full_macs=40
+    )
+    taken = spent.take()
+    assert (taken.heavy_share, taken.fraction) == (0.25, 0.5)
+    assert spent == engines.Spent()
+    assert spent.fraction == 1.0

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 
 from saccade.backbones.fast_scaling import BASES, AnyNet, Architecture, complexity, scale, solve
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.training import on_threads
 
 CLAIM = Claim(
     system="fast_scaling",
@@ -69,16 +69,6 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return pearson(ranks(x), ranks(y))
 
 
-@contextmanager
-def _on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def rounds(
     nets: Sequence[Architecture],
     count: int,
@@ -108,7 +98,7 @@ def rounds(
         x = torch.rand(batch, 3, net.train_size, net.train_size, generator=generator)
         calls.append((model, x.contiguous(memory_format=format_)))
     seconds: list[list[float]] = [[] for _ in nets]
-    with _on_threads(threads), torch.inference_mode():
+    with on_threads(threads), torch.inference_mode():
         for i in range(count + 1):
             for (model, x), times in zip(calls, seconds, strict=True):
                 start = clock()

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,26 +62,6 @@ class Report:
         return self.macs / self.full_macs
 
 
-class Spent:
-    """Sum of the reports of several runs, such as the tiles of one picture."""
-
-    def __init__(self) -> None:
-        self.pixels = self.heavy = self.macs = 0
-
-    def add(self, report: Report) -> None:
-        """Count a run."""
-        self.pixels += report.pixels
-        self.heavy += report.heavy
-        self.macs += report.macs
-
-    def take(self) -> dict[str, Any]:
-        """``macs``, and ``shares`` of pixels by sampler, since the last call; starts again at nothing."""
-        share = self.heavy / self.pixels if self.pixels else 0.0
-        taken = {"macs": self.macs, "shares": {"heavy": share, "light": 1 - share} if self.pixels else {}}
-        self.pixels = self.heavy = self.macs = 0
-        return taken
-
-
 class PCSR(nn.Module):
     """Pixel-level classification for single-image super-resolution (figure 2).
 
@@ -93,7 +73,7 @@ class PCSR(nn.Module):
     - ``adaptive = True``: two clusters of p_heavy, one clustering for the whole batch.
     - ``threshold``: the margin itself; set by `calibrate`, which makes tiles of one picture agree on it.
 
-    ``last_report`` tells what the last run did, ``spent`` sums up several. In training mode `forward` is the soft
+    ``last_report`` tells what the last run did. In training mode `forward` is the soft
     mixture of both samplers, which has gradients; in evaluation mode pixels are routed, under ``no_grad``. Routing has
     sizes that depend on the data: `torch.compile` breaks the graph there, and `torch.export` and ONNX cannot hold it;
     export `one_sampler` instead. On meta tensors every pixel counts as heavy.
@@ -138,7 +118,6 @@ class PCSR(nn.Module):
         #: whether light pixels beside heavy ones are smoothed; a blur at x2, so on from x4 only
         self.refine = scale >= 4
         self.last_report: Report | None = None
-        self.spent = Spent()
         self._dial: tuple[str, float] = ("k", 0.0)
         self._pixel_batch_size = 1 << 15
 
@@ -433,7 +412,6 @@ class PCSR(nn.Module):
             routing.refine(picture, flags)
         pixels, full = batch * size[0] * size[1], batch * self.cost(h, w, 1.0, size)
         self.last_report = Report(pixels, many, macs + heavy.macs + light.macs, full, threshold, floored)
-        self.spent.add(self.last_report)
         return picture, flags
 
     def _everywhere(self, lr: Tensor, size: tuple[int, int] | None, *samplers: Sampler) -> list[Tensor]:
