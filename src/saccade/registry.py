@@ -30,6 +30,7 @@ WEIGHTS = ROOT / "weights"
 ROOMS = (
     "backbones",
     "restoration",
+    "quality",
     "codecs",
     "compression",
     "adaptation",

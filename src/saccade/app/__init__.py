@@ -1,0 +1,1 @@
+"""The page: a picture or a clip dropped into a browser on this machine."""

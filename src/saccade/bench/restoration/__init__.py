@@ -1,0 +1,1 @@
+"""Restoration networks beside their official algorithms run plainly, system by system."""
