@@ -24,7 +24,8 @@ import saccade
 from saccade.cli import main
 from saccade.data.pairs import CropPairs, degrade, luma, photographs
 from saccade.errors import CheckpointError, InputError, UsageError
-from saccade.training.super_resolution import Average, Options, learning_rate, train, validation_psnr
+from saccade.training.super_resolution import Options, train, validation_psnr
+from saccade.training.trainer import Average, learning_rate
 
 pytest.importorskip("lightning_fabric")
 SMALL = {"model": "sesr_m3", "batch": 2, "patch": 8, "warmup": 4, "threads": 1, "accelerator": "cpu", "devices": "1"}

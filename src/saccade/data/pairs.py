@@ -19,7 +19,7 @@ from saccade.errors import InputError
 from saccade.ops.resize import resize
 from saccade.progress import track
 
-__all__ = ["CropPairs", "degrade", "photographs"]
+__all__ = ["CropPairs", "degrade", "photographs", "read_resized"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
@@ -49,6 +49,19 @@ def degrade(picture: Tensor, scale: int) -> Tensor:
 
 def _resized(picture: Tensor, size: float) -> Tensor:
     return resize(picture.float(), size).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def read_resized(path: Path, size: float = 1.0) -> Tensor:
+    """A picture as bytes, at a fraction of its size (bicubic).
+
+    Returns:
+        (3, H, W) uint8.
+
+    Raises:
+        InputError: an unreadable picture.
+    """
+    whole = _read(path)
+    return whole if size == 1 else _resized(whole, size)
 
 
 def _read(path: Path) -> Tensor:

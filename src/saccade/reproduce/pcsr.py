@@ -30,7 +30,7 @@ from saccade.registry import create, default_weights
 from saccade.reproduce import Claim, Data, Figures
 from saccade.reproduce.training import medians, on_threads, seeded
 from saccade.restoration.pcsr import PCSR
-from saccade.training.super_resolution import learning_rate
+from saccade.training.trainer import learning_rate
 
 CLAIM = Claim(
     system="pcsr",

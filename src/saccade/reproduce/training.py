@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from saccade.data.pairs import CropPairs
 from saccade.progress import bar
-from saccade.training.super_resolution import learning_rate, validation_psnr
+from saccade.training.super_resolution import validation_psnr
+from saccade.training.trainer import learning_rate
 
 __all__ = ["Bicubic", "medians", "on_threads", "psnr", "seeded", "train"]
 
