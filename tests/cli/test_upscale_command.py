@@ -19,7 +19,7 @@ from PIL import Image
 
 from saccade import create, save
 from saccade.cli import main
-from saccade.cli.upscale import parse_bytes
+from saccade.cli.batch import parse_bytes
 from saccade.errors import UsageError
 
 Run = Callable[..., tuple[int, str, str]]

@@ -15,7 +15,8 @@ import saccade
 from saccade import registry
 from saccade.errors import CheckpointError, InputError, SaccadeError, UnavailableError, UsageError
 from saccade.restoration import upscale as module
-from saccade.restoration.upscale import AUTO, Upscaler, targets
+from saccade.restoration.given import targets
+from saccade.restoration.upscale import AUTO, Upscaler
 
 needs_graphs = pytest.mark.skipif("openvino" not in module.engines.available_backends(), reason="no OpenVINO")
 
@@ -432,7 +433,7 @@ def test_a_routed_network_runs_in_torch_only(routed: Path) -> None:
 
 def test_results_stand_beside_their_sources_or_in_the_folder(tmp_path: Path) -> None:
     def to(names: str, out: str | Path | None, format: str | None = None) -> list[str]:  # noqa: A002
-        return [str(t) for _, t in targets([Path(n) for n in names.split()], out, 4, format)]
+        return [str(t) for _, t in targets([Path(n) for n in names.split()], out, "_x4", format)]
 
     assert to("in/a.jpg b.JPEG c.gif d.mp4", None) == ["in/a_x4.jpg", "b_x4.JPEG", "c_x4.png", "d_x4.mp4"]
     assert to("in/a.jpg", "out.png") == ["out.png"]

@@ -16,6 +16,7 @@ from saccade.ops.resize import resize
 from saccade.restoration.upscale import Upscaler
 from saccade.runtime import engines
 from saccade.runtime.colour import bicubic, bicubic_phases, enlarge_with_luma, mirrored
+from saccade.runtime.stream import Picture
 
 SCALES = (2, 3, 4)
 # differing samples that another order of summation may cause: at most by one, and few
@@ -162,7 +163,7 @@ def test_an_error_while_writing_ends_the_picture(backend: str) -> None:
         raise OSError("disc full")
 
     with pytest.raises(OSError, match="disc full"):
-        worker._stream(64, 64, 3, "uint8", False, lambda top, rows: (pixels[top : top + rows], None), write)
+        worker._stream(Picture(64, 64, 3, "uint8"), lambda top, rows: (pixels[top : top + rows], None), write)
 
 
 def test_threads_follow_the_argument_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

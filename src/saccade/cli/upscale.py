@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json as json_module
 import os
-import re
-import sys
-import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from saccade.errors import InputError, SaccadeError, UsageError
-from saccade.io.files import reason
-
-
-def parse_bytes(text: str) -> int:
-    """``1GB``, ``1.5 GiB``, ``800MB`` or plain bytes as a number of bytes (powers of 1024).
-
-    Raises:
-        UsageError: anything else, or nothing.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"{text!r} is no amount of memory; write it like 800MB or 1.5GB")
-    return int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+from saccade.cli.batch import check_quality, parse_bytes, run
 
 
 def upscale(
@@ -56,13 +37,10 @@ def upscale(
     """
     # torch's OpenMP threads spin while they wait; beside other busy processes that made seconds of work take minutes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from saccade.io import find_pictures, is_video
-    from saccade.progress import bar
-    from saccade.restoration.upscale import Upscaler, names_folder, targets
+    from saccade.io import find_pictures
+    from saccade.restoration.upscale import Upscaler
 
-    began = time.perf_counter()
-    if quality is not None and not 0 <= quality <= 100:
-        raise UsageError(f"--quality lies between 1 and 100, got {quality}")
+    check_quality(quality)
     sources = find_pictures(inputs, videos=True)
     worker = Upscaler(
         model,
@@ -74,44 +52,18 @@ def upscale(
         threads=threads,
         precision=precision,
     )
-    pairs = list(targets(sources, output, worker.choice.scale, format))
-    fresh = _make_folder(Path(output)) if output is not None and names_folder(output) else []
-    reports: list[dict[str, Any]] = []
-    failed = 0
-    for source, target in pairs:
-        try:
-            with bar(source.name, _pixels(source)) as advance:
-                if is_video(source):
-                    report = worker.video(source, target, quality=quality, overwrite=overwrite, advance=advance)
-                else:
-                    report = worker.picture(
-                        source,
-                        target,
-                        format=format,
-                        quality=quality,
-                        overwrite=overwrite,
-                        flatten=flatten,
-                        advance=advance,
-                    )
-        except SaccadeError as error:
-            failed += 1
-            if failed == len(pairs):
-                _remove_empty(fresh)
-            if len(pairs) == 1:
-                raise
-            print(f"saccade: {error}", file=sys.stderr)
-            reports.append({"source": str(source), "error": str(error)})
-            continue
-        for notice in report.notices:
-            print(f"saccade: note: {notice}", file=sys.stderr)
-        reports.append(report.to_dict())
-        if not json:
-            typer.echo(describe(report))
-    if json:
-        whole = {"results": reports, "failed": failed, "seconds": time.perf_counter() - began}
-        typer.echo(json_module.dumps(whole, indent=1))
-    if failed:
-        raise typer.Exit(1)
+    run(
+        worker,
+        sources,
+        output,
+        ending=f"_x{worker.choice.scale}",
+        describe=describe,
+        format=format,
+        quality=quality,
+        flatten=flatten,
+        overwrite=overwrite,
+        json=json,
+    )
 
 
 def describe(report: Any) -> str:
@@ -129,39 +81,3 @@ def describe(report: Any) -> str:
         if shares:
             line += " (" + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) + " of the pixels)"
     return line
-
-
-def _make_folder(path: Path) -> list[Path]:
-    """Make a folder and those above it; returns the ones that are new, innermost first."""
-    fresh = [p for p in (path, *path.parents) if not p.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _remove_empty(fresh)
-        raise InputError(f"cannot create the folder {path}: {reason(error)}") from error
-    return fresh
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Nothing was made: leave no empty folders behind either."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def _pixels(source: Path) -> float | None:
-    """Input pixels, for the progress bar; None where that is not known yet or the file is bad."""
-    from saccade.io import is_video, open_picture
-
-    if not sys.stderr.isatty():
-        return None
-    try:
-        if is_video(source):
-            from saccade.io import open_video
-
-            clip = open_video(source)
-            return float(clip.width * clip.height * clip.frames) if clip.frames else None
-        with open_picture(source) as picture:
-            return float(picture.width * picture.height)
-    except SaccadeError:
-        return None

@@ -9,13 +9,9 @@ face. Where OpenVINO or ONNX Runtime serve, torch is never imported.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,30 +21,36 @@ import numpy as np
 from saccade import registry
 from saccade.budget import check_budget
 from saccade.checkpoint import read_header
-from saccade.errors import CheckpointError, InputError, UnavailableError, UsageError
+from saccade.errors import CheckpointError, UsageError
+from saccade.restoration.given import apply
 from saccade.runtime import engines
 from saccade.runtime.colour import bicubic
+from saccade.runtime.devices import chosen_device
 from saccade.runtime.graphs import cached_graph, check_finite, graph_for, told_by
-from saccade.runtime.tiles import Span, bands, columns, fitted
+from saccade.runtime.stream import (
+    Advance,
+    Picture,
+    Read,
+    Write,
+    band_rows,
+    check_array,
+    give_blocks_back,
+    patches,
+    rolling,
+    stream,
+)
+from saccade.runtime.tiles import Span
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from saccade.io import PictureReader
 
 __all__ = ["Report", "Upscaler", "upscale"]
 
 AUTO = ("sesr_m5", "sesr_m11", "sesr_xl")  # what `model="auto"` chooses from, by cost
 BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
 PRECISIONS = ("float32", "int8")
-#: bytes of the interpreter, libvips, the backend and its tiles, whatever the picture (measured)
-RESIDENT = {"openvino": 440 << 20, "onnxruntime": 360 << 20, "torch": 700 << 20}
-QUEUED = 64 << 20  # bytes of rows on their way to the encoder
 CHROMA_HALO = 2  # input pixels that bicubic chroma and alpha see beyond their own place
-
-Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
-Write = Callable[[np.ndarray, np.ndarray | None], None]
-Advance = Callable[[float], None]
 
 
 @dataclass
@@ -145,7 +147,7 @@ class Upscaler:
             raise UsageError(f"threads must not be negative, got {threads}")
         self.budget = None if budget is None else check_budget(budget)
         self.max_memory, self.threads = max_memory, threads
-        self.device = _device(device, backend)
+        self.device = chosen_device(device, backend)
         self._network: nn.Module | None = None
         self.choice = self._choose(str(model), scale)
         self.backend, self.precision = self._backend(backend), precision
@@ -313,7 +315,7 @@ class Upscaler:
         Raises:
             InputError: another shape or dtype, or an empty picture.
         """
-        _check_array(colour, alpha)
+        check_array(colour, alpha)
         height, width, channels = colour.shape
         scale = self.choice.scale
         made = np.empty((height * scale, width * scale, channels), colour.dtype)
@@ -331,8 +333,8 @@ class Upscaler:
             row += len(band)
 
         self.engine(channels, str(colour.dtype))
-        self._agree(_patches(width, height, read))
-        self._stream(width, height, channels, str(colour.dtype), alpha is not None, read, write)
+        self._agree(patches(width, height, read))
+        self._stream(Picture(width, height, channels, str(colour.dtype), alpha is not None), read, write)
         return made, clear
 
     def picture(
@@ -354,14 +356,16 @@ class Upscaler:
         from saccade.io import create_picture, open_picture
 
         began, scale = time.perf_counter(), self.choice.scale
-        _give_blocks_back()
+        give_blocks_back()
         with open_picture(source) as reader:
             size, made = (reader.width, reader.height), (reader.width * scale, reader.height * scale)
             report = self._report(str(source), str(target), size, self.engine(reader.bands, reader.dtype))
-            self._band_rows(reader.width, reader.bands, reader.dtype)  # refuse before anything is written
+            picture = Picture(reader.width, reader.height, reader.bands, reader.dtype, reader.has_alpha)
+            engine = self.engine(reader.bands, reader.dtype)
+            band_rows(picture, engine, scale, self.choice.halo, self.max_memory)  # refuse before anything is written
             if self.budget is not None and self.choice.routed:
                 with open_picture(source) as first_look:
-                    self._agree(_patches(*size, first_look.read_rows))
+                    self._agree(patches(*size, first_look.read_rows))
             with create_picture(
                 target,
                 *made,
@@ -374,16 +378,7 @@ class Upscaler:
                 overwrite=overwrite,
                 flatten=flatten,
             ) as writer:
-                report.tiles = self._stream(
-                    reader.width,
-                    reader.height,
-                    reader.bands,
-                    reader.dtype,
-                    reader.has_alpha,
-                    _rolling(reader),
-                    writer.write_rows,
-                    advance,
-                )
+                report.tiles = self._stream(picture, rolling(reader), writer.write_rows, advance)
             report.notices = [*reader.notices, *writer.notices]
         self._account(report)
         report.seconds = time.perf_counter() - began
@@ -440,104 +435,14 @@ class Upscaler:
             full_macs = _measure(largest)[1] if largest else self.choice.macs
             report.budget = {"asked": self.budget, "macs_fraction": self.choice.macs / full_macs, "shares": {}}
 
-    def _band_rows(self, width: int, channels: int, dtype: str) -> int:
-        """Rows of a band, so that two bands in flight, the queue and the tiles fit into ``max_memory``.
+    def _stream(self, picture: Picture, read: Read, write: Write, advance: Advance | None = None) -> int:
+        engine, scale = self.engine(picture.channels, picture.dtype), self.choice.scale
 
-        Raises:
-            UsageError: not even a band of 16 rows fits.
-        """
-        item, scale = np.dtype(dtype).itemsize, self.choice.scale
-        tile_rows = self.engine(channels, dtype).tile[0]
-        resident = RESIDENT[self.backend] + QUEUED
-        per_row = width * (channels + 1) * item * (3 * scale**2 + 4)
-        fixed = 4 * self.choice.halo * width * (channels + 1) * item
-        room = self.max_memory - resident - fixed
-        rows = min(tile_rows, room // per_row)
-        if rows < min(16, tile_rows):
-            need = resident + fixed + 16 * per_row
-            raise UsageError(f"a picture {width} px wide needs --max-memory {-(-need // (1 << 20))}MB or more")
-        return int(rows)
+        def alpha(window: np.ndarray, rows: Span) -> np.ndarray:
+            return _enlarge_alpha(window, rows, scale)
 
-    def _stream(
-        self,
-        width: int,
-        height: int,
-        channels: int,
-        dtype: str,
-        has_alpha: bool,
-        read: Read,
-        write: Write,
-        advance: Advance | None = None,
-    ) -> int:
-        """Read bands of rows, enlarge their tiles, write them in order; two bands are under way at a time."""
-        engine, scale, halo = self.engine(channels, dtype), self.choice.scale, self.choice.halo
-        largest = (self._band_rows(width, channels, dtype), engine.tile[1])
-        tile = fitted(width, height, largest, engine.parallel)
-        waiting: list[_Band] = []
-        count = 0
-        try:
-            for rows in bands(height, tile[0], halo):
-                colour, alpha = read(rows.low, rows.high - rows.low)
-                band = _Band(rows, width, channels, dtype, scale)
-                spans = list(columns(width, tile[1], halo))
-                band.expect(len(spans))
-                for span in spans:
-                    engine.submit(colour[:, span.low : span.high], band.place(span))
-                count += len(spans)
-                if has_alpha and alpha is not None:
-                    band.alpha = _enlarge_alpha(alpha, rows, scale)
-                waiting.append(band)
-                if len(waiting) > 1:
-                    _finish(waiting.pop(0), engine, write, advance)
-            for band in waiting:
-                _finish(band, engine, write, advance)
-        finally:
-            _quietly_drain(engine)
-        return count
-
-
-class _Band:
-    """A band of output rows that fills up tile by tile."""
-
-    def __init__(self, rows: Span, width: int, channels: int, dtype: str, scale: int) -> None:
-        self.rows, self.scale = rows, scale
-        self.pixels = np.empty((rows.length * scale, width * scale, channels), dtype)
-        self.alpha: np.ndarray | None = None
-        self.full = threading.Event()
-        self._left, self._lock = 0, threading.Lock()
-
-    def expect(self, tiles: int) -> None:
-        self._left = tiles
-
-    def place(self, span: Span) -> Callable[[np.ndarray], None]:
-        """What takes the enlarged window of one tile and keeps its core."""
-        s, rows = self.scale, self.rows.inner
-
-        def put(window: np.ndarray) -> None:
-            inner = span.inner
-            core = window[rows.start * s : rows.stop * s, inner.start * s : inner.stop * s]
-            self.pixels[:, span.start * s : span.stop * s] = core
-            with self._lock:
-                self._left -= 1
-                if self._left == 0:
-                    self.full.set()
-
-        return put
-
-
-def _finish(band: _Band, engine: engines.Engine, write: Write, advance: Advance | None) -> None:
-    """Wait for a band and hand it on; a failed tile shows up as its error, not as waiting for ever."""
-    while not band.full.wait(2.0):
-        engine.drain()
-    write(band.pixels, band.alpha)
-    if advance:
-        advance(band.rows.length * band.pixels.shape[1] // band.scale)
-
-
-def _quietly_drain(engine: engines.Engine) -> None:
-    """Let tiles end that are still under way after an error, so that their memory may go."""
-    with contextlib.suppress(Exception):
-        engine.drain()
+        facts = {"max_memory": self.max_memory, "alpha": alpha, "advance": advance}
+        return stream(picture, engine, scale, self.choice.halo, read, write, **facts)  # type: ignore[arg-type]
 
 
 def _enlarge_alpha(alpha: np.ndarray, rows: Span, scale: int) -> np.ndarray:
@@ -547,52 +452,6 @@ def _enlarge_alpha(alpha: np.ndarray, rows: Span, scale: int) -> np.ndarray:
     made = bicubic(alpha[window, :, None].astype(np.float32), scale)[:, :, 0]
     first = (rows.inner.start - window.start) * scale
     return np.rint(made[first : first + rows.length * scale].clip(0, full)).astype(alpha.dtype)
-
-
-@functools.cache
-def _give_blocks_back() -> None:
-    """Let glibc return every freed block above 1 MB to the system at once.
-
-    By its default it keeps blocks up to 32 MB, and bands of rows tear holes between them: a picture 20,000 pixels
-    wide peaked at 1,075 MB instead of 626 MB.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
-
-
-def _rolling(reader: PictureReader) -> Read:
-    """Windows of rows, overlapping and in order, from a reader that gives every row once."""
-    kept: tuple[np.ndarray, np.ndarray | None] | None = None
-    first = 0
-
-    def read(top: int, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
-        nonlocal kept, first
-        have = 0 if kept is None else first + len(kept[0]) - top
-        fresh = reader.read_rows(top + have, rows - have)
-        if kept is not None and have:
-            old = (kept[0][-have:], None if kept[1] is None else kept[1][-have:])
-            alpha = None if fresh[1] is None or old[1] is None else np.concatenate((old[1], fresh[1]))
-            fresh = (np.concatenate((old[0], fresh[0])), alpha)
-        kept, first = fresh, top
-        return fresh
-
-    return read
-
-
-def _patches(width: int, height: int, read: Read, count: int = 4, side: int = 128) -> Iterator[np.ndarray]:
-    """About ``count`` x ``count`` patches spread evenly over a picture, read top to bottom."""
-    rows, columns_ = min(side, height), min(side, width)
-    tops = sorted({round(i * (height - rows) / max(1, count - 1)) for i in range(count)})
-    lefts = sorted({round(i * (width - columns_) / max(1, count - 1)) for i in range(count)})
-    end = 0
-    for top in tops:
-        top = max(top, end)
-        if top + rows > height:
-            return
-        band = read(top, rows)[0]
-        end = top + rows
-        for left in lefts:
-            yield band[:, left : left + columns_]
 
 
 def _measure(weights: Path) -> tuple[int, float]:
@@ -616,39 +475,6 @@ def _can_export() -> bool:
     import importlib.util
 
     return all(importlib.util.find_spec(m) for m in ("torch", "onnx", "onnxscript"))
-
-
-def _device(asked: str, backend: str) -> str:
-    if asked == "auto":
-        if backend in ("openvino", "onnxruntime") or not Path("/dev/nvidia0").exists():
-            return "cpu"
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cpu":
-        return asked
-    if backend in ("openvino", "onnxruntime"):
-        raise UsageError(f"the {backend} backend runs on the CPU, not on {asked}")
-    import torch
-
-    try:
-        device = torch.device(asked)
-    except (RuntimeError, TypeError):
-        raise UsageError(f"no device named {asked!r}; try auto, cpu or cuda") from None
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (AssertionError, NotImplementedError, RuntimeError):
-        raise UnavailableError(f"no usable device {asked} here; try --device cpu") from None
-    return str(device)
-
-
-def _check_array(colour: np.ndarray, alpha: np.ndarray | None) -> None:
-    if colour.ndim != 3 or colour.shape[2] not in (1, 3) or min(colour.shape[:2]) < 1:
-        raise InputError(f"a picture is (h, w, 1 or 3) and not empty, got {colour.shape}")
-    if colour.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"pixels are uint8 or uint16, got {colour.dtype}")
-    if alpha is not None and (alpha.shape != colour.shape[:2] or alpha.dtype != colour.dtype):
-        raise InputError(f"alpha {alpha.shape} {alpha.dtype} does not go with colour {colour.shape} {colour.dtype}")
 
 
 def upscale(
@@ -692,142 +518,4 @@ def upscale(
         threads=threads,
         precision=precision,
     )
-    if isinstance(image, str | os.PathLike):
-        if output is not None:
-            return worker.picture(os.fspath(image), output, overwrite=overwrite)
-        from saccade.io import read_picture
-
-        colour, alpha, _ = read_picture(image)
-        return _to_pil(*worker.array(colour, alpha))
-    if output is not None:
-        raise UsageError("output goes with a path as input")
-    if type(image).__module__.startswith("PIL."):
-        return _to_pil(*worker.array(*_from_pil(image)))
-    if isinstance(image, np.ndarray):
-        return _array_like(image, worker)
-    if hasattr(image, "detach"):
-        return _tensor_like(image, worker)
-    raise InputError(f"a picture is a path, a PIL image, a numpy array or a tensor, not {type(image).__name__}")
-
-
-def _from_pil(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colour and alpha of a PIL image; pictures of 32 bits a sample must hold 16-bit counts, or floats in [0, 1]."""
-    try:
-        if image.mode == "F":
-            return _to_16_bits(np.asarray(image))[:, :, None], None
-        if image.mode.startswith("I"):
-            counts = np.asarray(image)[:, :, None]
-            if counts.size and (counts.min() < 0 or counts.max() > 65535):
-                raise InputError(f"a PIL image of mode {image.mode} holds counts from 0 to 65535")
-            return counts.astype(np.uint16), None
-        return _from_pil_bytes(image)
-    except (OSError, SyntaxError, ValueError) as error:  # PIL decodes here
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot use this PIL image of mode {image.mode}: {error}") from error
-
-
-def _from_pil_bytes(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    has_alpha = image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    pixels = np.asarray(image.convert(("LA" if grey else "RGBA") if has_alpha else ("L" if grey else "RGB")))
-    if not has_alpha:
-        return pixels.reshape(*pixels.shape[:2], -1), None
-    return np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1])
-
-
-def _to_pil(colour: np.ndarray, alpha: np.ndarray | None) -> Any:
-    from PIL import Image
-
-    if colour.dtype == np.uint16 and colour.shape[2] == 1 and alpha is None:
-        return Image.fromarray(colour[:, :, 0])
-    if colour.dtype == np.uint16:  # PIL has no 16-bit colour
-        colour = np.rint(colour / 257).astype(np.uint8)
-        alpha = None if alpha is None else np.rint(alpha / 257).astype(np.uint8)
-    pixels = colour if alpha is None else np.concatenate((colour, alpha[:, :, None]), 2)
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _array_like(image: np.ndarray, worker: Upscaler) -> np.ndarray:
-    """An array of the same rank and dtype."""
-    given = image
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
-        raise InputError(f"an array picture is (h, w) or (h, w, 1 to 4), got {given.shape}")
-    floats = np.issubdtype(image.dtype, np.floating)
-    if floats:
-        image = _to_16_bits(image)
-    has_alpha = image.shape[2] in (2, 4)
-    colour, alpha = (image[..., :-1], image[..., -1]) if has_alpha else (image, None)
-    made, clear = worker.array(np.ascontiguousarray(colour), alpha)
-    if clear is not None:
-        made = np.concatenate((made, clear[:, :, None]), 2)
-    if floats:
-        made = (made / 65535).astype(given.dtype)
-    return made[:, :, 0] if given.ndim == 2 else made
-
-
-def _to_16_bits(image: np.ndarray) -> np.ndarray:
-    if not image.size or not np.isfinite(image).all() or image.min() < -1e-3 or image.max() > 1 + 1e-3:
-        raise InputError("floating-point pictures lie in [0, 1]; divide by 255 or give uint8")
-    return np.rint(image.clip(0, 1).astype(np.float32) * 65535).astype(np.uint16)  # 65535 is infinite in float16
-
-
-def _tensor_like(image: Any, worker: Upscaler) -> Any:
-    import torch
-
-    batch = image if image.ndim == 4 else image[None]
-    if batch.ndim != 4 or batch.shape[1] not in (1, 3) or not batch.numel() or not batch.is_floating_point():
-        raise InputError(
-            f"a tensor picture is float ([B,] 1 or 3, h, w) in [0, 1], got {tuple(image.shape)} {image.dtype}"
-        )
-    made = []
-    for picture in batch.detach().float().cpu().permute(0, 2, 3, 1).numpy():
-        pixels, _ = worker.array(_to_16_bits(picture))
-        made.append(torch.from_numpy(pixels.astype(np.float32) / 65535).permute(2, 0, 1))
-    out = torch.stack(made).to(image.device, image.dtype)
-    return out if image.ndim == 4 else out[0]
-
-
-def names_folder(out: str | Path) -> bool:
-    """Whether an output is meant as a folder: it exists as one, ends with a slash, or has no suffix."""
-    return str(out).endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
-
-
-def targets(
-    sources: Iterable[Path],
-    out: str | Path | None,
-    scale: int,
-    format: str | None,  # noqa: A002
-) -> Iterator[tuple[Path, Path]]:
-    """Where each source goes: ``photo_x2.jpg`` beside it, into the folder ``out``, or the file ``out`` itself.
-
-    Raises:
-        UsageError: several sources for one output file, or two sources for the same name.
-    """
-    from saccade.io import is_video
-
-    sources = list(sources)
-    one_file = out is not None and not names_folder(out)
-    if one_file and len(sources) > 1:
-        raise UsageError(f"{len(sources)} pictures cannot go into the one file {out}; give a folder")
-    seen: dict[Path, Path] = {}
-    for source in sources:
-        if out is not None and one_file:
-            target = Path(out)
-        else:
-            suffix = source.suffix if is_video(source) else _suffix(source, format)
-            target = Path(out or source.parent) / f"{source.stem}_x{scale}{suffix}"
-        if target in seen:
-            raise UsageError(f"{source} and {seen[target]} would both be written to {target}")
-        seen[target] = source
-        yield source, target
-
-
-def _suffix(source: Path, format: str | None) -> str:  # noqa: A002
-    """The suffix of a result: that of the asked format, else the source's own where it can be written, else PNG."""
-    if format is not None:
-        return {"jpeg": ".jpg", "jpg": ".jpg", "tif": ".tiff"}.get(format.lower(), f".{format.lower()}")
-    writable = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif")
-    return source.suffix if source.suffix.lower() in writable else ".png"
+    return apply(worker, image, output, overwrite=overwrite)

@@ -46,12 +46,17 @@ class Tile:
     columns: Span
 
 
-def spans(length: int, core: int, halo: int) -> Iterator[Span]:
-    """Cut an axis of ``length`` pixels into nearly equal cores of at most ``core`` pixels, with a halo on each side."""
+def spans(length: int, core: int, halo: int, grid: int = 1) -> Iterator[Span]:
+    """Cut an axis of ``length`` pixels into nearly equal cores of at most ``core`` pixels, with a halo on each side.
+
+    Windows begin at multiples of ``grid``, and end at one or at the picture's end: a network with strides then sees
+    every pixel at the same place of its grid as on the whole picture.
+    """
     count = max(1, -(-length // core))
     for i in range(count):
         start, stop = i * length // count, (i + 1) * length // count
-        yield Span(start, stop, max(0, start - halo), min(length, stop + halo))
+        low = max(0, start - halo) // grid * grid
+        yield Span(start, stop, low, min(length, -(-(stop + halo) // grid) * grid))
 
 
 def fitted(width: int, height: int, tile: tuple[int, int], workers: int, bands_under_way: int = 2) -> tuple[int, int]:
@@ -74,11 +79,11 @@ def fitted(width: int, height: int, tile: tuple[int, int], workers: int, bands_u
     return rows, cols
 
 
-def bands(height: int, core: int, halo: int) -> Iterator[Span]:
+def bands(height: int, core: int, halo: int, grid: int = 1) -> Iterator[Span]:
     """The rows of a picture, top to bottom."""
-    return spans(height, core, halo)
+    return spans(height, core, halo, grid)
 
 
-def columns(width: int, core: int, halo: int) -> Iterator[Span]:
+def columns(width: int, core: int, halo: int, grid: int = 1) -> Iterator[Span]:
     """The columns of a band, left to right."""
-    return spans(width, core, halo)
+    return spans(width, core, halo, grid)
