@@ -10,9 +10,8 @@ face. Where OpenVINO or ONNX Runtime serve, torch is never imported.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +22,10 @@ from saccade.budget import check_budget
 from saccade.checkpoint import read_header
 from saccade.errors import CheckpointError, UsageError
 from saccade.restoration.given import apply
+from saccade.restoration.streamed import Report, Streamed
 from saccade.runtime import engines
-from saccade.runtime.colour import bicubic
 from saccade.runtime.devices import chosen_device
 from saccade.runtime.graphs import cached_graph, check_finite, graph_for, told_by
-from saccade.runtime.stream import (
-    Advance,
-    Picture,
-    Read,
-    Write,
-    band_rows,
-    check_array,
-    give_blocks_back,
-    patches,
-    rolling,
-    stream,
-)
-from saccade.runtime.tiles import Span
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,45 +37,6 @@ AUTO = ("sesr_m5", "sesr_m11", "sesr_xl")  # what `model="auto"` chooses from, b
 BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
 PRECISIONS = ("float32", "int8")
 CHROMA_HALO = 2  # input pixels that bicubic chroma and alpha see beyond their own place
-
-
-@dataclass
-class Report:
-    """What one picture or clip cost.
-
-    Attributes:
-        source, target: file names ("" for arrays).
-        size, made: width and height in pixels, before and after.
-        model, scale, backend, device, threads: what ran.
-        tiles: how many.
-        frames: 1 for pictures.
-        macs: multiply-accumulates of the network, halos not counted.
-        budget: None, or {"asked": ..., "macs_fraction": ..., "shares": {...}}: what the dial did.
-        seconds: wall time, reading and writing included.
-        notices: what was converted or left out, one sentence each.
-        precision: ``float32`` or ``int8``.
-    """
-
-    source: str
-    target: str
-    size: tuple[int, int]
-    made: tuple[int, int]
-    model: str
-    scale: int
-    backend: str
-    device: str
-    threads: int
-    tiles: int = 0
-    frames: int = 1
-    macs: float = 0.0
-    budget: dict[str, Any] | None = None
-    seconds: float = 0.0
-    notices: list[str] = field(default_factory=list)
-    precision: str = "float32"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for ``--json``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -105,7 +52,7 @@ class _Choice:
     facts: dict[str, Any]
 
 
-class Upscaler:
+class Upscaler(Streamed):
     """A model, ready to enlarge any number of pictures.
 
     Args:
@@ -284,7 +231,7 @@ class Upscaler:
             network.budget = self.budget  # type: ignore[assignment]
         return network
 
-    def _agree(self, samples: Iterator[np.ndarray]) -> None:
+    def agree(self, samples: Iterator[np.ndarray]) -> None:
         """Let the tiles of one picture share a threshold: the best pixels of the picture, not of every tile.
 
         Args:
@@ -303,125 +250,24 @@ class Upscaler:
 
         network.calibrate(tensors(), self.budget)
 
-    # -- work
+    @property
+    def scale(self) -> int:  # type: ignore[override]
+        """Enlargement."""
+        return self.choice.scale
 
-    def array(self, colour: np.ndarray, alpha: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Enlarge a picture in memory.
+    @property
+    def halo(self) -> int:  # type: ignore[override]
+        """Input pixels that an output pixel sees beyond its own place."""
+        return self.choice.halo
 
-        Args:
-            colour: (h, w, 1 or 3) uint8 or uint16.
-            alpha: (h, w) of the same dtype, or None.
+    @property
+    def looks_first(self) -> bool:
+        return self.budget is not None and self.choice.routed
 
-        Raises:
-            InputError: another shape or dtype, or an empty picture.
-        """
-        check_array(colour, alpha)
-        height, width, channels = colour.shape
-        scale = self.choice.scale
-        made = np.empty((height * scale, width * scale, channels), colour.dtype)
-        clear = None if alpha is None else np.empty(made.shape[:2], colour.dtype)
-        row = 0
+    def facts(self) -> tuple[str, int, str, str, str]:
+        return self.choice.name, self.choice.scale, self.backend, self.device, self.precision
 
-        def read(top: int, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
-            return colour[top : top + rows], None if alpha is None else alpha[top : top + rows]
-
-        def write(band: np.ndarray, its_alpha: np.ndarray | None) -> None:
-            nonlocal row
-            made[row : row + len(band)] = band
-            if clear is not None and its_alpha is not None:
-                clear[row : row + len(band)] = its_alpha
-            row += len(band)
-
-        self.engine(channels, str(colour.dtype))
-        self._agree(patches(width, height, read))
-        self._stream(Picture(width, height, channels, str(colour.dtype), alpha is not None), read, write)
-        return made, clear
-
-    def picture(
-        self,
-        source: str | Path,
-        target: str | Path,
-        *,
-        format: str | None = None,  # noqa: A002
-        quality: int | None = None,
-        overwrite: bool = False,
-        flatten: bool = False,
-        advance: Advance | None = None,
-    ) -> Report:
-        """Enlarge a picture file; memory stays within ``max_memory`` whatever its size.
-
-        Raises:
-            InputError: an unreadable or damaged picture, or a target that cannot be written; nothing is left behind.
-        """
-        from saccade.io import create_picture, open_picture
-
-        began, scale = time.perf_counter(), self.choice.scale
-        give_blocks_back()
-        with open_picture(source) as reader:
-            size, made = (reader.width, reader.height), (reader.width * scale, reader.height * scale)
-            report = self._report(str(source), str(target), size, self.engine(reader.bands, reader.dtype))
-            picture = Picture(reader.width, reader.height, reader.bands, reader.dtype, reader.has_alpha)
-            engine = self.engine(reader.bands, reader.dtype)
-            band_rows(picture, engine, scale, self.choice.halo, self.max_memory)  # refuse before anything is written
-            if self.budget is not None and self.choice.routed:
-                with open_picture(source) as first_look:
-                    self._agree(patches(*size, first_look.read_rows))
-            with create_picture(
-                target,
-                *made,
-                bands=reader.bands,
-                has_alpha=reader.has_alpha,
-                dtype=reader.dtype,
-                like=reader,
-                format=format,
-                quality=quality,
-                overwrite=overwrite,
-                flatten=flatten,
-            ) as writer:
-                report.tiles = self._stream(picture, rolling(reader), writer.write_rows, advance)
-            report.notices = [*reader.notices, *writer.notices]
-        self._account(report)
-        report.seconds = time.perf_counter() - began
-        return report
-
-    def video(
-        self,
-        source: str | Path,
-        target: str | Path,
-        *,
-        quality: int | None = None,
-        overwrite: bool = False,
-        advance: Advance | None = None,
-    ) -> Report:
-        """Enlarge a clip frame by frame; sound is copied, frame times and colour tags are kept.
-
-        Raises:
-            InputError: an unreadable clip, or a target that cannot be written.
-            UnavailableError: the ``video`` extra is not installed.
-        """
-        from saccade.io.video import VideoWriter, open_video
-
-        began = time.perf_counter()
-        reader = open_video(source)
-        report = self._report(str(source), str(target), (reader.width, reader.height), self.engine())
-        report.frames, report.notices = 0, reader.notices
-        with VideoWriter(target, *report.made, like=reader, quality=quality, overwrite=overwrite) as writer:
-            for frame in reader:
-                writer.write(self.array(frame)[0])
-                report.frames += 1
-                if advance:
-                    advance(frame.shape[0] * frame.shape[1])
-        self._account(report)
-        report.seconds = time.perf_counter() - began
-        return report
-
-    def _report(self, source: str, target: str, size: tuple[int, int], engine: engines.Engine) -> Report:
-        scale = self.choice.scale
-        made = (size[0] * scale, size[1] * scale)
-        facts = (self.choice.name, scale, self.backend, self.device, engine.threads)
-        return Report(source, target, size, made, *facts, precision=self.precision)
-
-    def _account(self, report: Report) -> None:
+    def account(self, report: Report) -> None:
         """Fill in what was spent."""
         pixels = report.size[0] * report.size[1] * report.frames
         report.macs = self.choice.macs * pixels
@@ -434,24 +280,6 @@ class Upscaler:
             largest = registry.default_weights(AUTO[-1], scale=self.choice.scale)
             full_macs = _measure(largest)[1] if largest else self.choice.macs
             report.budget = {"asked": self.budget, "macs_fraction": self.choice.macs / full_macs, "shares": {}}
-
-    def _stream(self, picture: Picture, read: Read, write: Write, advance: Advance | None = None) -> int:
-        engine, scale = self.engine(picture.channels, picture.dtype), self.choice.scale
-
-        def alpha(window: np.ndarray, rows: Span) -> np.ndarray:
-            return _enlarge_alpha(window, rows, scale)
-
-        facts = {"max_memory": self.max_memory, "alpha": alpha, "advance": advance}
-        return stream(picture, engine, scale, self.choice.halo, read, write, **facts)  # type: ignore[arg-type]
-
-
-def _enlarge_alpha(alpha: np.ndarray, rows: Span, scale: int) -> np.ndarray:
-    """Bicubic, on the band's window; rows beyond the core only serve as context."""
-    full = np.iinfo(alpha.dtype).max
-    window = slice(max(rows.low, rows.start - 2) - rows.low, min(rows.high, rows.stop + 2) - rows.low)
-    made = bicubic(alpha[window, :, None].astype(np.float32), scale)[:, :, 0]
-    first = (rows.inner.start - window.start) * scale
-    return np.rint(made[first : first + rows.length * scale].clip(0, full)).astype(alpha.dtype)
 
 
 def _measure(weights: Path) -> tuple[int, float]:

@@ -22,9 +22,11 @@ import numpy as np
 
 from saccade.errors import UnavailableError
 from saccade.runtime.colour import enlarge_with_luma, mirrored
-from saccade.runtime.fused import pixels_to_pixels
+from saccade.runtime.fused import pixels_to_pixels, rgb_pixels
 
 __all__ = ["Engine", "ONNXRuntimeEngine", "OpenVINOEngine", "Spent", "TorchEngine", "available_backends", "cores"]
+
+LARGE = (544, 1024)  # rows and columns of a tile for networks that see far
 
 Done = Callable[[np.ndarray], None]
 
@@ -81,36 +83,50 @@ class OpenVINOEngine:
     """One graph from integer pixels to integer pixels, tiles in parallel, one thread each.
 
     Args:
-        graph: ONNX file of a luma network.
+        graph: ONNX file of a luma network, or of an RGB network that keeps the size.
         scale: its enlargement.
         channels: 1 (grey) or 3 (RGB).
         dtype: ``uint8`` or ``uint16``.
-        threads: tiles at a time; 0 for all cores.
+        threads: 0 for all cores; as many tiles at a time.
         precision: ``float32``, or ``int8`` for the inner convolutions (`runtime.int8`).
+        colour: ``luma`` or ``rgb``, what the network takes. RGB networks see far: their tiles are large and run one
+            after the other, each on all threads.
     """
 
     backend = "openvino"
     tile = (270, 480)  # of 135 x 320 to 360 x 640 the best: larger ones repeat less halo, smaller ones stay in cache
 
     def __init__(
-        self, graph: Path, scale: int, channels: int, dtype: str, threads: int = 0, precision: str = "float32"
+        self,
+        graph: Path,
+        scale: int,
+        channels: int,
+        dtype: str,
+        threads: int = 0,
+        precision: str = "float32",
+        colour: str = "luma",
     ) -> None:
         ov = _openvino()
-        self.threads = self.parallel = threads or cores()
+        self.threads = threads or cores()
+        self.parallel = self.threads if colour == "luma" else 1
         core = ov.Core()
         network = core.read_model(str(graph))
         if precision == "int8":
             from saccade.runtime.int8 import quantise
 
             quantise(ov, network)
-        model = pixels_to_pixels(ov, network, scale, channels, np.dtype(dtype))
+        if colour == "luma":
+            model = pixels_to_pixels(ov, network, scale, channels, np.dtype(dtype))
+        else:
+            model, self.tile = rgb_pixels(ov, network, channels, np.dtype(dtype)), LARGE
+        self._mirrors = colour == "luma" and channels == 3
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": self.threads,
+            "NUM_STREAMS": self.parallel,
             "INFERENCE_NUM_THREADS": self.threads,
         }
         compiled = core.compile_model(model, "CPU", options)
-        self._queue = ov.AsyncInferQueue(compiled, self.threads)
+        self._queue = ov.AsyncInferQueue(compiled, self.parallel)
         self._queue.set_callback(self._finished)
         self._error: BaseException | None = None
 
@@ -123,7 +139,7 @@ class OpenVINOEngine:
     def submit(self, tile: np.ndarray, done: Done) -> None:
         tile = np.ascontiguousarray(tile)
         inputs = {"pixels": tile[None]}
-        if tile.shape[2] == 3:
+        if self._mirrors:
             inputs |= {"rows": mirrored(tile.shape[0]), "columns": mirrored(tile.shape[1])}
         self._queue.start_async(inputs, ((tile, inputs), done), share_inputs=True)
         if self._error:
@@ -234,7 +250,7 @@ class TorchEngine:
         self.threads = torch.get_num_threads()
         self.tile = (256, 512) if device == "cpu" else (1024, 1024)
         self.model = model.eval().to(device).to(memory_format=torch.channels_last)
-        self.device, self.scale = device, int(model.scale)
+        self.device, self.scale = device, int(getattr(model, "scale", 1))
         self.colour = getattr(model, "colour", "rgb")
         self.spent = Spent()
 

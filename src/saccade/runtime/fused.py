@@ -16,7 +16,7 @@ import numpy as np
 
 from saccade.runtime.colour import BLACK, LUMA, SWING, bicubic_phases
 
-__all__ = ["pixels_to_pixels"]
+__all__ = ["pixels_to_pixels", "rgb_pixels"]
 
 LANES = 16  # float32 numbers in an AVX-512 register: fewer output channels leave a convolution's lanes idle
 
@@ -66,6 +66,33 @@ def pixels_to_pixels(ov: Any, luma: Any, scale: int, channels: int, dtype: np.dt
     made = op.transpose(made, _integers(op, 0, 1, 3, 2, 4))  # (1, h, s, w, s C)
     size = op.multiply(op.shape_of(pixels), _integers(op, 1, scale, scale, 1))
     return ov.Model([op.reshape(made, size, False).output(0)], used, "pixels_to_pixels")
+
+
+def rgb_pixels(ov: Any, network: Any, channels: int, dtype: np.dtype[Any]) -> Any:
+    """Put integer pixels around an RGB network that keeps the size.
+
+    Args:
+        ov: the openvino module.
+        network: model (1, 3, h, w) -> (1, 3, h, w), values in [0, 1]; taken apart.
+        channels: 1 (grey: three equal colours go in, their mean comes out) or 3 (RGB).
+        dtype: uint8 or uint16.
+
+    Returns:
+        The model; input ``pixels`` (1, h, w, C), output of the same shape and type.
+    """
+    op, full = ov.opset13, float(np.iinfo(dtype).max)
+    kind = ov.Type.u8 if dtype == np.uint8 else ov.Type.u16
+    pixels = op.parameter([1, -1, -1, channels], kind, name="pixels")
+    pixels.output(0).set_names({"pixels"})
+    x = op.transpose(op.convert(pixels, "f32"), _integers(op, 0, 3, 1, 2))
+    x = op.multiply(x, _floats(op, 1 / full))
+    made = _splice(network, op.concat([x] * 3, 1) if channels == 1 else x)
+    if channels == 1:
+        made = op.reduce_mean(made, _integers(op, 1), True)
+    made = op.clamp(op.multiply(made, _floats(op, full)), 0.0, full)
+    made = op.convert(op.round(made, "half_to_even"), kind.to_string())
+    made = op.transpose(made, _integers(op, 0, 2, 3, 1))
+    return ov.Model([made.output(0)], [pixels], "rgb_pixels")
 
 
 def _chroma_kernel(scale: int) -> np.ndarray:

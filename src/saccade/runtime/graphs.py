@@ -30,7 +30,7 @@ def export(model: Any, path: Path, weights: Path | None = None) -> None:
     """Write a network on (1, C, h, w) pictures as ONNX with free height and width.
 
     Args:
-        model: the network; ``in_channels`` says C.
+        model: the network; ``in_channels`` says C (3 where it says nothing).
         path: the ONNX file.
         weights: a safetensors file in the same folder that holds the same tensors under the same names: the graph
             then points into it instead of repeating them.
@@ -47,7 +47,7 @@ def export(model: Any, path: Path, weights: Path | None = None) -> None:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise UnavailableError.extra("exporting a graph", "onnx") from error
-    example = torch.zeros(1, model.in_channels, 24, 20)
+    example = torch.zeros(1, getattr(model, "in_channels", 3), 24, 20)
     free = {2: torch.export.Dim("height", min=1, max=1 << 20), 3: torch.export.Dim("width", min=1, max=1 << 20)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     was = model.training
