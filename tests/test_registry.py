@@ -30,7 +30,7 @@ def test_every_entry_names_a_function_that_exists_and_a_system_of_the_house() ->
     for name in saccade.list_models():
         found = registry.entry(name)
         assert callable(registry.load_function(found.module, found.function)), name
-        assert found.system in slugs, name
+        assert found.system in slugs | {""}, name  # "": a network of our own, no published system
         assert found.task
     for reader in registry.recognisers():
         assert callable(registry.load_function(reader.module, reader.function))

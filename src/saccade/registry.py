@@ -85,7 +85,7 @@ def register(name: str, *, system: str, task: str, **facts: Any) -> Callable[[F]
 
     Args:
         name: the public name, e.g. ``sesr_m5``; unique in the library.
-        system: the slug of the system that it belongs to.
+        system: the slug of the system that it belongs to; "" for a network of our own, which is none of them.
         task: the field's term, e.g. ``super-resolution``.
         facts: further literals, e.g. ``scales=(2, 3, 4)``.
     """

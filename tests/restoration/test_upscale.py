@@ -454,10 +454,14 @@ def test_every_error_is_one_of_ours() -> None:
 
 
 @pytest.mark.parametrize("name", ["espcn_rgb", "sesr_rgb"])
-def test_networks_on_rgb_run_in_torch_and_say_so(name: str, tmp_path: Path) -> None:
+def test_networks_on_rgb_run_in_openvino_and_in_torch_alike(name: str, tmp_path: Path) -> None:
     file = tmp_path / f"{name}.safetensors"
     saccade.save(saccade.create(name, weights=None, scale=2), file)
-    made = saccade.upscale(colours(9, 7), model=file, max_memory=2 << 30)
-    assert made.shape == (18, 14, 3)
+    for given in (colours(9, 7), colours(9, 7)[:, :, :1]):
+        made = [saccade.upscale(given, model=file, max_memory=2 << 30, backend=b) for b in ("openvino", "torch")]
+        assert made[0].shape == (18, 14, given.shape[2])
+        assert int(np.abs(made[0].astype(int) - made[1]).max()) <= 1
     with pytest.raises(UsageError, match="works on RGB"):
-        Upscaler(file, backend="openvino")
+        Upscaler(file, backend="onnxruntime")
+    with pytest.raises(UsageError, match="int8 is for networks on luma"):
+        Upscaler(file, backend="openvino", precision="int8")

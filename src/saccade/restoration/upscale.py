@@ -100,6 +100,8 @@ class Upscaler(Streamed):
         self.backend, self.precision = self._backend(backend), precision
         if precision == "int8" and self.backend != "openvino":
             raise UsageError(f"int8 runs with the openvino backend on a CPU, not with {self.backend} on {self.device}")
+        if precision == "int8" and self.choice.facts.get("colour") == "rgb":
+            raise UsageError(f"int8 is for networks on luma; {self.choice.name} works on RGB")
         self._engines: dict[tuple[int, str], engines.Engine] = {}
 
     # -- choosing
@@ -172,7 +174,7 @@ class Upscaler(Streamed):
         entry = registry.entry(name)
         routed = bool(entry.facts.get("routed"))
         graph = weights if weights.parent == registry.WEIGHTS else cached_graph(weights)
-        if routed or graph is None:
+        if routed or graph is None or entry.facts.get("colour") == "rgb":
             network: Any = self._loaded(weights)
             halo, macs = network.halo, float(getattr(network, "kernels", 0) or _full_macs(network))
         else:
@@ -195,17 +197,15 @@ class Upscaler(Streamed):
                     f"{self.choice.name} decides for every pixel what runs: it runs in torch, not in {asked}"
                 )
             return "torch"
-        if self.choice.facts.get("colour") == "rgb":
-            if asked not in ("auto", "torch"):
-                raise UsageError(
-                    f"{self.choice.name} works on RGB: it runs in torch, the graphs of {asked} are for luma"
-                )
-            return "torch"
+        if self.choice.facts.get("colour") == "rgb" and asked == "onnxruntime":
+            raise UsageError(f"{self.choice.name} works on RGB: it runs in openvino or torch, not in {asked}")
         if self.device != "cpu":
             return "torch"
         if asked != "auto":
             return asked
         for name in engines.available_backends():
+            if name == "onnxruntime" and self.choice.facts.get("colour") == "rgb":
+                continue
             if name == "torch" or (cached_graph(self.choice.weights) or _can_export()):
                 return name
         return "torch"
@@ -219,7 +219,8 @@ class Upscaler(Streamed):
             else:
                 facts = (graph_for(self.choice.weights), self.choice.scale, channels, dtype, self.threads)
                 if self.backend == "openvino":
-                    made = engines.OpenVINOEngine(*facts, self.precision)
+                    colour = str(self.choice.facts.get("colour", "luma"))
+                    made = engines.OpenVINOEngine(*facts, self.precision, colour)
                 else:
                     made = engines.ONNXRuntimeEngine(*facts)
             self._engines[key] = made
