@@ -1,0 +1,181 @@
+"""The page in a real browser (Chromium, headless): upload, dial, result, errors; and what it lets nobody read."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import time
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs the app extra")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    # offline: no name but this machine's is found
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    from saccade.app.jobs import Limits
+    from saccade.app.page import Page
+
+    made = Page(Limits(megabytes=2, megapixels=1.0, frames=20, threads=2))
+    made.address = made.serve(port=None, block=False)  # type: ignore[attr-defined]
+    yield made
+    made.close()
+    assert not made.folder.exists(), "all files are removed at the end"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; CHROMIUM names one")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    chance = np.random.default_rng(0)
+    coarse = chance.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((96, 72), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def tab(browser: Any, page: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, accept_downloads=True)
+    opened = context.new_page()
+    opened.set_default_timeout(60_000)
+    opened.goto(page.address)
+    opened.wait_for_selector("#go")
+    yield opened
+    context.close()
+
+
+def press(tab: Any, file: Path) -> None:
+    tab.set_input_files("#file input[type=file]", str(file))
+    tab.wait_for_selector(f"#file >> text={file.stem[:8]}")
+    tab.click("#go")
+
+
+def test_a_picture_goes_in_and_comes_back_enlarged(tab: Any, picture: Path, tmp_path: Path) -> None:
+    tab.click("#scale >> text=x3")
+    press(tab, picture)
+    tab.wait_for_selector("#told >> text=288 × 216")
+    told = tab.inner_text("#told")
+    assert "GMACs" in told
+    assert " s " in told
+    tab.wait_for_selector("#views img")
+    with tab.expect_download() as download:
+        tab.click("#result a")
+    download.value.save_as(tmp_path / "made.png")
+    with Image.open(tmp_path / "made.png") as made:
+        assert made.size == (288, 216)
+
+
+def test_the_dial_chooses_the_network(tab: Any, picture: Path) -> None:
+    tab.fill("#dial input[type=number]", "1")
+    tab.press("#dial input[type=number]", "Enter")
+    press(tab, picture)
+    tab.wait_for_selector("#told >> text=sesr_xl")
+    assert "100% of the full cost" in tab.inner_text("#told")
+    tab.fill("#dial input[type=number]", "0.1")
+    tab.press("#dial input[type=number]", "Enter")
+    tab.click("#go")
+    tab.wait_for_selector("#told >> text=sesr_m5")
+
+
+def test_the_page_fits_a_phone(tab: Any) -> None:
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_text_file_is_refused_in_words(tab: Any, tmp_path: Path, page: Any) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no picture at all\n" * 40)
+    press(tab, notes)
+    tab.wait_for_selector("#told >> text=This did not work")
+    told = tab.inner_text("#told")
+    assert "notes.txt" in told
+    assert str(page.folder) not in told
+
+
+def test_a_picture_beyond_the_limits_is_refused_in_words(tab: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (1300, 1000)).save(tmp_path / "large.png")
+    press(tab, tmp_path / "large.png")
+    tab.wait_for_selector("#told >> text=megapixels")
+
+
+def test_a_picture_is_cleaned(tab: Any, picture: Path) -> None:
+    tab.click("#job >> text=restore")
+    tab.wait_for_selector("#task")
+    press(tab, picture)
+    tab.wait_for_selector("#told >> text=cleaner")
+
+
+def test_nothing_is_fetched_from_elsewhere(browser: Any, page: Any) -> None:
+    context = browser.new_context()
+    tab = context.new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.address)
+    tab.wait_for_selector("#go")
+    hosts = {urllib.parse.urlsplit(url).hostname for url in asked if url.startswith("http")}
+    context.close()
+    assert hosts <= {"127.0.0.1", "localhost"}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "pyproject.toml", "../../etc/passwd"])
+def test_no_file_outside_the_folder_is_readable(page: Any, path: str) -> None:
+    address = urllib.parse.urlsplit(page.address)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
+    for target in (path, urllib.parse.quote(path, safe=""), str(Path(__file__).resolve())):
+        connection.request("GET", f"/gradio_api/file={target}")
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status >= 400, target
+        assert b"root:" not in body
+    connection.close()
+
+
+def test_twenty_users_wait_in_turn_and_all_are_served(page: Any, picture: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    def one(_: int) -> str:
+        client = Client(page.address, verbose=False)
+        return str(client.predict(handle_file(str(picture)), "upscale", 0.1, "x2", "auto", api_name="/work")[2])
+
+    with ThreadPoolExecutor(20) as pool:
+        told = list(pool.map(one, range(20)))
+    assert all("192 × 144" in words for words in told)
+
+
+def test_old_files_are_swept_away(page: Any, picture: Path) -> None:
+    views, made, _ = page.work(str(picture), "upscale", 0.1, "x2", "auto")
+    assert Path(made).exists()
+    page.sweep()
+    assert Path(made).exists(), "fresh files stay"
+    page.sweep(time.time() + page.kept + 1)
+    page.sweep(time.time() + page.kept + 1)
+    assert not Path(made).exists()
+    assert not Path(views[0]).exists()
