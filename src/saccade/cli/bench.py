@@ -153,6 +153,38 @@ def fast_scaling(
     _report(result, json, out, overwrite)
 
 
+@app.command()
+def restoration(
+    system: Annotated[list[str] | None, typer.Option(help="A slug; may be repeated.  [default: all]")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="Width x height; may be repeated.  [default: 512x512, 1920x1080]")
+    ] = None,
+    threads: Threads = 0,
+    repeats: Repeats = 5,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    extras: Annotated[bool, typer.Option(help="Run the systems' own further rows too.")] = True,
+    json: AsJson = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Restoration networks beside their official algorithms run plainly: time and memory."""
+    sides = [parse_sides(text) for text in size or ()]
+    _check(threads, out, overwrite)
+    from saccade.bench.restoration import SIZES, run
+
+    with _bars() as bars:
+        result = run(
+            system or (),
+            sides or SIZES,
+            threads=threads,
+            rounds=repeats,
+            memory=memory,
+            extras=extras,
+            advance=bars,
+        )
+    _report(result, json, out, overwrite)
+
+
 def parse_sides(text: str) -> tuple[int, int]:
     """``"1920x1080"`` -> (1920, 1080).
 

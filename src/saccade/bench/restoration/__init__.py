@@ -1,1 +1,122 @@
-"""Restoration networks beside their official algorithms run plainly, system by system."""
+"""Restoration networks beside their official algorithms run plainly, system by system, in time and in memory.
+
+Each module here has ``contests(size, threads)``: the same job with the same weights, our way and the published way. It
+may have ``rows(threads, rounds)`` for what else its system promises. Memory is measured in processes of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from saccade.bench.harness import Advance, Contender, Result, Row, compare, measure
+from saccade.bench.restoration.contest import Contest
+from saccade.errors import UsageError
+from saccade.runtime.engines import cores
+
+__all__ = ["run", "systems"]
+
+SIZES = ((512, 512), (1920, 1080))
+PATIENCE = 40.0  # seconds that the rounds of one contest may take, beyond one round
+_HERE = Path(__file__).resolve().parent
+
+
+def systems() -> list[str]:
+    """Slugs of the systems that have something to show here."""
+    return sorted(p.stem for p in _HERE.glob("*.py") if p.stem not in ("__init__", "contest", "memory"))
+
+
+def run(
+    chosen: Sequence[str] = (),
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    *,
+    threads: int = 0,
+    rounds: int = 5,
+    memory: bool = True,
+    extras: bool = True,
+    advance: Callable[[str, float], Advance] | None = None,
+) -> Result:
+    """Run the suite.
+
+    Args:
+        chosen: slugs; none for all.
+        sizes: widths and heights of the inputs.
+        threads: of the processor, 0 for all cores.
+        rounds: timed calls of each contender; fewer where one takes long, at least one.
+        memory: measure peak memory too, each contender in a process of its own.
+        extras: run the systems' own further rows too.
+        advance: makes a progress bar of a title and a total.
+
+    Raises:
+        UsageError: no such system.
+    """
+    known = systems()
+    for slug in chosen:
+        if slug not in known:
+            raise UsageError(f"no benchmark of {slug!r} here; there are {', '.join(known)}")
+    threads = threads or cores()
+    rows: list[Row] = []
+    notes: list[str] = []
+    for slug in chosen or known:
+        module: Any = importlib.import_module(f"{__name__}.{slug}")
+        for size in sizes:
+            for i, contest in enumerate(module.contests(size, threads)):
+                rows += _contest(slug, contest, size, threads, rounds, advance)
+                notes += [n for n in contest.notes if n not in notes]
+                if memory:
+                    notes.append(_memory(slug, contest, size, i, threads))
+        if extras and hasattr(module, "rows"):
+            more, said = module.rows(threads, rounds)
+            rows += more
+            notes += said
+    versus = [r.ratio for r in rows if r.peer.endswith(OFFICIAL)]
+    if versus:
+        told = f"{len(versus)} contests against the official algorithm: median {statistics.median(versus):.2f}x"
+        notes.insert(0, f"{told}, lowest {min(versus):.2f}x")
+    command = f"saccade bench restoration{''.join(f' --system {s}' for s in chosen)} --threads {threads}"
+    return Result("restoration", command, rounds, tuple(rows), tuple(notes))
+
+
+OFFICIAL = "(official, plainly)"
+
+
+def _contest(
+    slug: str,
+    contest: Contest,
+    size: tuple[int, int],
+    threads: int,
+    rounds: int,
+    advance: Callable[[str, float], Advance] | None,
+) -> list[Row]:
+    official = Contender(
+        f"{contest.official.name} {OFFICIAL}", contest.official.run, contest.official.threads, contest.official.inside
+    )
+    contenders = [contest.ours, official, *contest.peers]
+    began = time.perf_counter()
+    measure(contenders, 1, warmup=0)
+    once = time.perf_counter() - began
+    count = max(1, min(rounds, int(PATIENCE / max(once, 1e-3))))
+    bar = advance(f"{slug}, {contest.what}", len(contenders) * count) if advance else None
+    timings = measure(contenders, count, warmup=0, advance=bar)
+    text = f"{size[0]}x{size[1]}"
+    command = f"saccade bench restoration --system {slug} --size {text} --threads {threads}"
+    return compare(timings, contest.ours.name, system=slug, what=contest.what, size=text, command=command)
+
+
+def _memory(slug: str, contest: Contest, size: tuple[int, int], index: int, threads: int) -> str:
+    """Peak memory of both, in words."""
+    found = []
+    for which in ("ours", "official"):
+        words = [slug, f"{size[0]}x{size[1]}", str(index), which, str(threads)]
+        line = [sys.executable, "-W", "ignore", "-m", "saccade.bench.restoration.memory", *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        lines = done.stdout.strip().splitlines()
+        found.append(f"{int(lines[-1]) / (1 << 20):,.0f} MB" if done.returncode == 0 and lines else "not measured")
+    place = f"{slug}, {contest.what}, {size[0]}x{size[1]}"
+    return f"{place}: memory above what was held before, at its peak: ours {found[0]}, official {found[1]}"
