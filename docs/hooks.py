@@ -143,7 +143,8 @@ def _count(name: str, scale: int | None) -> tuple[str, int, int] | None:
     if scale:
         channels, height, width = model.in_channels, -(-720 // scale), -(-1280 // scale)
     else:
-        channels, height = 3, int(getattr(getattr(model, "architecture", None), "train_size", 224))
+        channels = int(getattr(model, "in_channels", 3))
+        height = int(getattr(getattr(model, "architecture", None), "train_size", 224))
         width = height
     counted = cost(model, torch.empty(1, channels, height, width, device="meta"))
     return f"{channels}x{height}x{width}", counted.parameters, counted.macs
@@ -170,22 +171,31 @@ def weights_page() -> str:
 def weights_table(slug: str) -> str:
     """The shipped weights of a system with their measured quality."""
     names = set(registry.list_models(system=slug))
-    rows = []
-    for file, facts in sorted(_weights().items()):
-        if facts.get("model") in names:
+    found = {file: facts for file, facts in sorted(_weights().items()) if facts.get("model") in names}
+    if not found:
+        return missing("shipped weights with figures", slug)
+    if any("scale" in facts for facts in found.values()):
+        rows = []
+        for file, facts in found.items():
             measured = facts.get("figures", {})
             psnr = (number(measured.get(s, {}).get("psnr_y"), 2) for s in ("set5", "set14", "b100"))
-            rows.append(
-                (f"`{file}`", f"x{facts.get('scale', '')}", *psnr, f"{facts.get('training_seconds', 0) / 60:.0f} min")
-            )
-    if not rows:
-        return missing("shipped weights with figures", slug)
-    head = ("file", "enlarges", "Set5, dB", "Set14, dB", "B100, dB", "training")
-    return (
-        table(head, rows)
-        + "\n\nPSNR on luma, protocol of the field; `saccade evaluate MODEL --data FOLDER` prints it for any weights. "
-        + "How they were trained: [Shipped weights](../guide/weights.md)."
-    )
+            rows.append((f"`{file}`", f"x{facts.get('scale', '')}", *psnr, _minutes(facts)))
+        shown = table(("file", "enlarges", "Set5, dB", "Set14, dB", "B100, dB", "training"), rows)
+        what = "PSNR on luma, protocol of the field; `saccade evaluate MODEL --data FOLDER` prints it for any weights."
+    else:
+        rows = [
+            (f"`{file}`", folder, name.replace("_", " "), number(value, 4 if value < 2 else 2), _minutes(facts))
+            for file, facts in found.items()
+            for folder, figures in facts.get("figures", {}).items()
+            for name, value in figures.items()
+        ]
+        shown = table(("file", "pictures", "figure", "value", "training"), rows)
+        what = "PSNR in dB; `saccade evaluate MODEL --data FOLDER` prints these figures."
+    return f"{shown}\n\n{what} How they were trained: [Shipped weights](../guide/weights.md)."
+
+
+def _minutes(facts: dict[str, Any]) -> str:
+    return f"{facts.get('training_seconds', 0) / 60:.0f} min"
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
