@@ -37,8 +37,8 @@ def test_all_promised_networks_ship() -> None:
     assert sesr | {"pcsr_fsrcnn_x2", "pcsr_fsrcnn_x4"} <= {Path(f).stem for f in FILES}
 
 
-def test_weights_take_a_few_megabytes_in_all() -> None:
-    assert sum(p.stat().st_size for p in registry.WEIGHTS.iterdir()) < 4_000_000
+def test_weights_take_some_megabytes_in_all() -> None:
+    assert sum(p.stat().st_size for p in registry.WEIGHTS.iterdir()) < 12_000_000
 
 
 @pytest.mark.parametrize("name", FILES)

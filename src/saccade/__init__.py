@@ -19,6 +19,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "cost": ["cost"],
         "budget": ["pareto"],
         "systems": ["all_systems"],
+        "restoration.restore": ["restore"],
         "restoration.upscale": ["upscale"],
     },
 )
@@ -32,6 +33,7 @@ __all__ = [
     "list_models",
     "load",
     "pareto",
+    "restore",
     "save",
     "upscale",
 ]

@@ -146,6 +146,9 @@ class Restorer(Streamed):
         self._clip = False
         self.backend = self._backend(backend)
         self._transport = None if perception is None else self._transported(transport)
+        if self._transport is not None:
+            own = self._transport.halo
+            self.halo += GLOBAL_HALO if own is None else int(own)
         self._engines: dict[tuple[int, str], engines.Engine] = {}
 
     # -- choosing
