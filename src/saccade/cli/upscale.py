@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -38,11 +39,11 @@ def upscale(
     # torch's OpenMP threads spin while they wait; beside other busy processes that made seconds of work take minutes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from saccade.io import find_pictures
-    from saccade.restoration.upscale import Upscaler
+    from saccade.restoration.clips import ClipUpscaler, upscaler
 
     check_quality(quality)
     sources = find_pictures(inputs, videos=True)
-    worker = Upscaler(
+    worker = upscaler(
         model,
         scale,
         budget=budget,
@@ -52,11 +53,13 @@ def upscale(
         threads=threads,
         precision=precision,
     )
+    if isinstance(worker, ClipUpscaler):
+        worker.announce = lambda line: print(f"saccade: note: {line}", file=sys.stderr, flush=True)
     run(
         worker,
         sources,
         output,
-        ending=f"_x{worker.choice.scale}",
+        ending=f"_x{worker.scale}",
         describe=describe,
         format=format,
         quality=quality,

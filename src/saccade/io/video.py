@@ -175,10 +175,13 @@ class VideoReader:
         return container
 
     def _decoded(self, container: Any) -> Iterator[Any]:
-        """Decoded frames of the first video stream; all streams are followed to see where the file ends."""
+        """Decoded frames of the first video stream; all streams are followed to see where the file ends.
+
+        Decoders paint over what they cannot read and go on; a frame that was painted over is an error here.
+        """
         av = _av()
         stream = container.streams.video[0]
-        packets, last = 0, Fraction(0)
+        packets, frames, last = 0, 0, Fraction(0)
         try:
             for packet in container.demux(stream, *container.streams.audio):
                 if packet.is_corrupt:
@@ -188,9 +191,13 @@ class VideoReader:
                     last = max(last, (end + (packet.duration or 0)) * packet.time_base)
                 if packet.stream is stream:
                     packets += packet.size > 0
-                    yield from packet.decode()
+                    for frame in packet.decode():
+                        if frame.is_corrupt:
+                            raise InputError(f"cannot read {self.path}: frame {frames} is damaged (counted from 0)")
+                        frames += 1
+                        yield frame
         except av.error.FFmpegError as error:
-            where = f"at {float(last):.2f} s" if last else "at its start"
+            where = f"at frame {frames}, {float(last):.2f} s" if last else "at its start"
             raise InputError(f"cannot read {self.path}: the video is damaged {where} ({reason(error)})") from None
         start = Fraction(container.start_time or 0, 1_000_000)
         length = Fraction(container.duration or 0, 1_000_000)

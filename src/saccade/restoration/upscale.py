@@ -337,7 +337,9 @@ def upscale(
     Raises:
         SaccadeError: see `Upscaler` and `Upscaler.picture`.
     """
-    worker = Upscaler(
+    from saccade.restoration.clips import upscaler
+
+    worker = upscaler(
         model,
         scale,
         budget=budget,
