@@ -21,7 +21,8 @@ from saccade.io import find_pictures, read_picture
 from saccade.ops.resize import resize
 from saccade.progress import track
 from saccade.quality.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
-from saccade.quality.fidelity import psnr, quantise8, ssim
+from saccade.quality.fidelity import psnr, quantise8
+from saccade.quality.structure import ssim
 
 __all__ = ["LumaEnlarger", "benchmark_super_resolution", "luma_enlarger", "super_resolution_pairs"]
 
