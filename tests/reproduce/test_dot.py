@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from saccade.reproduce import Data, plain
+from saccade.reproduce import dot as claim
+
+
+def test_the_spectrum_of_white_noise_is_flat_and_of_a_wave_a_peak() -> None:
+    noise = [torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    rings = claim.spectrum(noise)
+    assert float(rings[4:].std() / rings[4:].mean()) < 0.2
+    wave = torch.sin(2 * torch.pi * torch.arange(128) * 0.3).expand(1, 3, 128, 128)
+    assert int(claim.spectrum([wave]).argmax()) == int(0.3 * 128)
+    assert claim.top_octave([wave]) > 10 * float(claim.spectrum([wave])[:30].mean())
+
+
+def test_the_map_between_gaussians_meets_its_part_of_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "SAMPLES", 50_000)
+    found = claim.gaussians(0, 6)
+    assert found["covariance_error_transport"] < 0.03
+    assert found["squared_displacement_transport"] == pytest.approx(found["w2_squared"], rel=0.02)
+    assert found["squared_displacement_triangular"] > found["squared_displacement_transport"]
+    assert found["asymmetry"] < 1e-8
+    assert found["largest_difference_from_identity"] < 1e-6
+
+
+@pytest.mark.slow
+def test_a_short_run_on_generated_pictures_gives_all_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(claim, "FITTED", 1)
+    monkeypatch.setattr(claim, "COUNTS", (2, 3, 4))
+    monkeypatch.setattr(claim, "SAMPLES", 10_000)
+    with Data() as data:
+        figures = plain(claim.run(data, 0))
+    assert claim.met(figures) in (True, False)
+    assert set(figures["w2_after_by_pictures"]) == {"2", "3", "4"}
+    pytest.importorskip("matplotlib")
+    claim.plot(figures, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1_000
