@@ -1,0 +1,85 @@
+"""``saccade develop``: RAW files to pictures."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from saccade.cli.batch import check_quality, run
+from saccade.errors import UsageError
+
+__all__ = ["describe", "develop", "names_file"]
+
+
+def develop(
+    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="RAW files, folders or globs.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
+    ] = None,
+    white_balance: Annotated[
+        str | None, typer.Option(help="camera, auto (grey world) or factors R,G,B.  [default: camera, or the model's]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="File of a learnt ISP (saccade list 'model_isp*').")] = None,
+    tone: Annotated[str | None, typer.Option(help="smooth, srgb or linear.  [default: smooth, or the model's]")] = None,
+    bits: Annotated[int, typer.Option(help="Of a sample, 8 or 16.")] = 8,
+    exposure: Annotated[float, typer.Option(help="Stops to brighten by.")] = 0.0,
+    demosaic: Annotated[str, typer.Option(help="malvar or bilinear.")] = "malvar",
+    budget: Annotated[float | None, typer.Option(help="Share of the learnt ISP's encoders to run, in (0, 1].")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
+    format: Annotated[str | None, typer.Option(help="jpeg, png, webp, tiff, avif; default: by the suffix.")] = None,  # noqa: A002
+    quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP and AVIF.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Develop RAW files of cameras with a Bayer sensor; needs the extra ``raw``.
+
+    Each result stands beside its input as NAME.jpg (NAME.png with --bits 16) unless -o or --format says otherwise.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from saccade.io.raw import find_raws
+    from saccade.restoration.develop import Developer
+
+    check_quality(quality)
+    if bits == 16 and (format or "").lower() in ("jpeg", "jpg", "webp"):
+        raise UsageError(f"{format} keeps 8 bits; use png or tiff for 16")
+    sources = find_raws(inputs)
+    worker = Developer(
+        white_balance,
+        model,
+        tone=tone,
+        bits=bits,
+        exposure=exposure,
+        method=demosaic,
+        budget=budget,
+        threads=threads,
+    )
+    named = format if output is not None and names_file(output) else format or ("png" if bits == 16 else "jpeg")
+    run(
+        worker,
+        sources,
+        output,
+        ending="",
+        describe=describe,
+        format=named,
+        quality=quality,
+        overwrite=overwrite,
+        json=json,
+    )
+
+
+def names_file(output: str) -> bool:
+    """Whether -o names a file, whose suffix tells the format."""
+    from saccade.restoration.given import names_folder
+
+    return not names_folder(output)
+
+
+def describe(report: Any) -> str:
+    """One line of what was made, and how."""
+    gains = ", ".join(f"{v:.2f}" for v in report.gains)
+    size = " x ".join(map(str, report.size))
+    isp = f"{report.isp} ISP, {report.tone} tone"
+    light = f"{report.white_balance} gains {gains}"
+    return f"{report.target}  {size}  {isp}, {light}  {report.bits} bits  {report.seconds:.2f} s"
