@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from saccade.cli.train_iqa import train_iqa, train_reiqa
 from saccade.errors import UsageError
 
 app = typer.Typer(
@@ -18,6 +19,10 @@ app = typer.Typer(
 @app.callback()
 def root() -> None:
     """Train a network on your own pictures."""
+
+
+app.command("iqa")(train_iqa)
+app.command("reiqa")(train_reiqa)
 
 
 @app.command("sr")
@@ -166,6 +171,65 @@ def restoration(
         typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
     else:
         typer.echo(f"{made}  (saccade restore --model {made} ...)")
+
+
+@app.command("rescaling")
+def rescaling(
+    data: Annotated[Path, typer.Option(help="Folder of training photographs.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished run there is continued.")],
+    model: Annotated[str, typer.Option(help="Registered name.")] = "iarn",
+    validate: Annotated[Path | None, typer.Option(help="Pictures for the PSNR; default: every 16th of --data.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7_000,
+    batch: Annotated[int, typer.Option(help="Crops a step and device.")] = 8,
+    patch: Annotated[int, typer.Option(help="Side of the small picture at factor 2, pixels.")] = 24,
+    shrink: Annotated[str, typer.Option(help="Sizes at which each photograph is taken.")] = "1,0.6",
+    start_crops: Annotated[int, typer.Option(help="Batches that the linear start is solved on; 0: zeros.")] = 80,
+    rate: Annotated[float, typer.Option(help="Peak learning rate (Adam).")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 50,
+    clip: Annotated[float, typer.Option(help="Bound on the norm of the gradient; 0 for none.")] = 0.5,
+    ema: Annotated[float, typer.Option(help="Decay of the weight average; 0 for none.")] = 0.999,
+    start: Annotated[Path | None, typer.Option(help="Weights to start from, in place of the linear start.")] = None,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 3_500,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    seed: Annotated[int, typer.Option(help="Seed of weights and crops.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
+    devices: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the run's course as JSON at the end.")] = False,
+) -> None:
+    """Train one network for rescaling by all factors (IARN), from a start that is solved for.
+
+    Killed at any moment, the same command goes on from the last checkpoint.
+    """
+    from saccade.training.rescaling import Options, train
+
+    options = Options(
+        model=model,
+        data=str(data),
+        out=str(out),
+        validate=None if validate is None else str(validate),
+        steps=steps,
+        batch=batch,
+        patch=patch,
+        shrink=_sizes(shrink),
+        start_crops=start_crops,
+        rate=rate,
+        warmup=warmup,
+        clip=clip,
+        ema=ema,
+        start=None if start is None else str(start),
+        validate_every=validate_every,
+        save_every=save_every,
+        seed=seed,
+        threads=threads,
+        accelerator=accelerator,
+        devices=devices,
+    )
+    made = train(options, say=lambda line: typer.echo(line, err=json))
+    if json:
+        typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
+    else:
+        typer.echo(f"{made}  (saccade shrink --model {made} ...)")
 
 
 def _sizes(text: str) -> tuple[float, ...]:
