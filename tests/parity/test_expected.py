@@ -107,11 +107,193 @@ def fast_scaling() -> dict[str, Tensor]:
     return made
 
 
+@torch.no_grad()
+def metalens_former() -> dict[str, Tensor]:
+    from saccade.restoration.metalens_former import assemble, blur, psf2otf, surroundings, wiener_bank
+
+    told = {"filters": 3, "dim": 4, "blocks": (1, 2, 1, 1), "refinement": 2, "channel_heads": (1, 2, 2, 2)}
+    told |= {"head_dim": 2, "spatial_heads": (1, 2, 1, 1), "window": 4, "embed": 4, "embed_window": 4}
+    model = fill(create("acformer", weights=None, query_sizes=(5, 3, 7, 3, 3), **told), seed=0)
+    y = model(picture(5, 1, 3, 3, 8, 9))
+    psfs = picture(6, 4, 5, 4, 3)
+    otf = psf2otf(psfs / psfs.sum((1, 2), keepdim=True), 9, 12)
+    patches = blur(surroundings(picture(7, 1, 3, 12, 16), (2, 2)), otf)
+    bank = assemble(wiener_bank(patches, otf, (0.1, 0.01)), (2, 2))
+    return {"acformer": y / y.abs().max(), "bank": bank}
+
+
+@torch.no_grad()
+def histoformer() -> dict[str, Tensor]:
+    # float64: two values that differ by a float32's rounding would change places from machine to machine
+    small = {"dim": 4, "blocks": (1, 1, 1, 1), "refinement": 1, "expansion": 3.0}
+    made = {}
+    for name, options in (
+        ("plain", {"heads": (1, 2, 1, 2)}),
+        ("biased", {"heads": (2, 1, 2, 4), "bias": True, "centred": False}),
+    ):
+        model: Any = fill(create("histoformer", weights=None, **small, **options), seed=len(made)).double()
+        x = picture(5, 1, 3, 9, 8).double()
+        made[name] = model(x) - x
+        features = draw(np.random.default_rng(6), (1, 16, 2, 3)).double()
+        made[f"{name}_attention"] = model.encoder_level3[0].attn_g(features)
+        made[f"{name}_feed_forward"] = model.encoder_level3[0].ffn(features)
+    return {name: y / y.abs().max() for name, y in made.items()}
+
+
+@torch.no_grad()
+def pbasr() -> dict[str, Tensor]:
+    from saccade.training.dual_branch import exchange, merged
+
+    small = {"blocks": 1, "width": 8, "growth": 4}
+    nets = [fill(create("rrdbnet", weights=None, **small), seed=i) for i in range(2)]
+    x = picture(5, 1, 3, 3, 2)
+    exchange(nets[0], nets[1], 0.9)
+    made = {"exchanged": nets[0](x)}
+    nets[0].load_state_dict(merged(nets[0].state_dict(), nets[1].state_dict(), 0.3))
+    made["merged"] = nets[0](x)
+    made["x2"] = fill(create("rrdbnet", weights=None, scale=2, **small), seed=3)(x)
+    return {name: y / y.abs().max() for name, y in made.items()}
+
+
+@torch.no_grad()
+def realbasicvsr() -> dict[str, Tensor]:
+    small = {"width": 4, "blocks": 1, "cleaning_blocks": 1, "high_width": 3}
+    made = {}
+    for threshold in (255.0, 0.0):
+        model: Any = fill(create("realbasicvsr", weights=None, **small, threshold=threshold), seed=0)
+        clip = picture(9, 1, 3, 3, 7, 9)
+        made[f"clip_{threshold:g}"] = model(clip)[:, 1, :, 1::4, 2::4]
+    made["picture"] = model(clip[:, 0])[:, :, 1::4, 2::4]
+    made["flow"] = model.flow(clip[:, 0], clip[:, 1])
+    return {name: y / y.abs().max() for name, y in made.items()}
+
+
+@torch.no_grad()
+def msssim_learning() -> dict[str, Tensor]:
+    from saccade.quality import ms_ssim, ssim
+    from saccade.quality.structure import MSSSIMLoss
+
+    a, b = picture(5, 2, 3, 41, 37), picture(6, 2, 3, 41, 37)
+    b = (0.7 * a + 0.3 * b).clamp(0, 1)
+    small = {"win_size": 5, "win_sigma": 1.0, "weights": (0.2, 0.3, 0.5)}
+    made = {f"ms_ssim_{p}": ms_ssim(a, b, protocol=p, **small) for p in ("wang2003", "matlab", "vainf", "y_channel")}
+    made["ssim"] = ssim(a, b)
+    made["loss"] = MSSSIMLoss(small["weights"], win_size=5, mix=0.84)(a, b)
+    with torch.enable_grad():
+        c = b[:1, :1, :9, :8].clone().requires_grad_()
+        made["gradient"] = torch.autograd.grad(ssim(c, a[:1, :1, :9, :8], win_size=5).sum(), c)[0]
+    return made
+
+
+@torch.no_grad()
+def dot() -> dict[str, Tensor]:
+    model = create("dot", weights=None, patch=3, fold_sigma=1.0)
+    model.update_source(torch.nn.functional.avg_pool2d(picture(7, 2, 3, 24, 20), 2, 1))
+    model.update_target(picture(8, 2, 3, 22, 24))
+    w2 = torch.tensor(model.compute())
+    x = torch.nn.functional.avg_pool2d(picture(9, 1, 3, 9, 12), 2, 1)
+    return {"w2": w2, "y": model.transport(x), "y_half": model.transport(x, latent_alpha=0.5)}
+
+
+@torch.no_grad()
+def serpent() -> dict[str, Tensor]:
+    from saccade.ops.selective_scan import selective_scan
+    from saccade.restoration.serpent import SS2D
+
+    chance = np.random.default_rng(6)
+    u, delta = draw(chance, (1, 6, 9)), draw(chance, (1, 6, 9))
+    B, C = draw(chance, (1, 2, 4, 9)), draw(chance, (1, 2, 4, 9))
+    A, D, bias = -draw(chance, (6, 4)).abs(), draw(chance, (6,)), draw(chance, (6,))
+    made = {"scan": selective_scan(u, delta, A, B, C, D, bias, softplus=True)}
+    made["ss2d"] = fill(SS2D(6, 4, 2.0), seed=0)(picture(5, 1, 3, 4, 6))
+    net = create("serpent", weights=None, width=4, states=3, ratio=1.5, scales=(1, 2))
+    made["serpent"] = fill(net, seed=1).eval()(picture(6, 1, 3, 5, 7))
+    return {name: y / y.abs().max() for name, y in made.items()}
+
+
+@torch.no_grad()
+def iarn() -> dict[str, Tensor]:
+    irn = fill(create("irn_x4", weights=None, blocks=[1, 1], growth=3), seed=0)
+    for step in irn.operations:  # Haar's kernels are no weights
+        if hasattr(step, "haar_weights"):
+            step.haar_weights.copy_(type(step)(step.channels).haar_weights)
+    y, logdet = irn.with_logdet(picture(5, 1, 3, 8, 8))
+    made = {"irn_forward": y / y.abs().max(), "irn_logdet": logdet / 1000}
+    made["irn_enlarged"] = irn.enlarge(picture(6, 1, 3, 2, 2))
+    model = fill(create("iarn", weights=None, opening=[3, 1], hider=[3, 1], teller=[3, 1]), seed=1)
+    for p in model.parameters():
+        p.mul_(0.2)
+    made["iarn_small"], made["iarn_latent"] = model.split(picture(7, 1, 3, 7, 9), (4, 3))
+    made["iarn_enlarged"] = model.enlarge(picture(8, 1, 3, 4, 3), (7, 9))
+    return {name: y / max(1.0, float(y.abs().max())) for name, y in made.items()}
+
+
+@torch.no_grad()
+def model_isp() -> dict[str, Tensor]:
+    from saccade.ops.demosaic import demosaic
+    from saccade.restoration.model_isp import operators
+
+    chance, x = np.random.default_rng(5), picture(5, 1, 3, 6, 8)
+    camera = operators.average_camera()
+    packed = operators.unprocess(x, camera, "grbg")
+    made = {"unprocess": packed, "process": operators.process(x, camera), "malvar": demosaic(packed, "grbg")}
+    model: Any = create("model_isp_tiny", weights=None)
+    for name, value in sorted(model.state_dict().items()):
+        drawn = draw(chance, tuple(value.shape))
+        if "averages" in name:
+            value.copy_(drawn.softmax(-1))
+        elif name == "stages.ccm.dictionary":
+            value.copy_(torch.eye(3) + 0.1 * drawn)
+        elif name == "stages.wb.dictionary":
+            value.copy_(0.3 + 0.2 * drawn)
+        else:
+            value.copy_((0.5 if "stages" in name else value[0].numel() ** -0.5 if value.dim() > 1 else 0.2) * drawn)
+    made["forward"], made["inverse"] = model(0.4 * x), model.inverse(0.2 + 0.6 * x)
+    denoiser = fill(create("raw_denoiser", weights=None, width=8, depth=1), seed=6).eval()
+    made["raw_denoiser"] = denoiser(packed, 0.01, 1e-3)
+    return made
+
+
+@torch.no_grad()
+def reiqa() -> dict[str, Tensor]:
+    from saccade.data.distortions import DISTORTIONS, distort
+    from saccade.quality.reiqa.moco import contrast_logits
+    from saccade.quality.reiqa.network import ReIQA
+
+    made = {}
+    for block in ("basic", "bottleneck"):
+        model = fill(
+            create("reiqa", weights=None, block=block, layers=[1, 2], widths=[3, 4], stem=4, head=[6, 4]), seed=1
+        ).eval()
+        assert isinstance(model, ReIQA)
+        x = picture(5, 2, 3, 65, 70)
+        features = model(x, picture(6, 2, 3, 32, 35))
+        made[f"{block}_features"] = features / features.abs().max()
+        made[f"{block}_head"] = model.quality.project(x)
+    q, k, queue = (torch.nn.functional.normalize(picture(i, n, 4) - 0.5, dim=1) for i, n in ((7, 3), (8, 3), (9, 4)))
+    made["logits"] = contrast_logits(q, k, queue, 0.2)
+    pixels = (255 * picture(10, 24, 32, 3)).round().byte().numpy()
+    kinds = [kind for kind, what in DISTORTIONS.items() if not what.random and kind != "jpeg"]  # JPEG is libjpeg's own
+    means = [distort(pixels, kind, level, compat="official")[..., 1].mean() for kind in kinds for level in (1, 3)]
+    made["distortions"] = torch.tensor(means).view(len(kinds), 2).round()
+    return made
+
+
 SYSTEMS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "dot": dot,
     "espcn": espcn,
     "fast_scaling": fast_scaling,
+    "histoformer": histoformer,
+    "metalens_former": metalens_former,
+    "pbasr": pbasr,
+    "msssim_learning": msssim_learning,
+    "model_isp": model_isp,
     "pcsr": pcsr,
+    "reiqa": reiqa,
+    "realbasicvsr": realbasicvsr,
+    "serpent": serpent,
     "sesr": sesr,
+    "iarn": iarn,
 }
 
 

@@ -22,6 +22,14 @@ __all__ = ["app", "main"]
 #: verb: (module, what its line in ``saccade --help`` says)
 VERBS = {
     "upscale": "Enlarge pictures and clips, fast and in bounded memory.",
+    "restore": "Repair pictures and clips: noise, JPEG blocks, weather, known blur.",
+    "score": "Score pictures by how good they look, without a reference; sort them.",
+    "app": "The page: all of this in a browser on this machine.",
+    "merge": "Interpolate two files of weights of one network.",
+    "shrink": "Shrink pictures so that they can be enlarged back almost without loss.",
+    "enlarge": "Enlarge what shrink made, at its first size again.",
+    "develop": "Develop RAW files of cameras into pictures.",
+    "unprocess": "Make RAW files of pictures.",
     "train": "Train a network on your own pictures.",
     "reproduce": "Re-run a system's published claim on small real data.",
     "bench": "Measure speed beside the alternatives, as ratios from one run.",
@@ -53,7 +61,7 @@ class _Verbs(TyperGroup):
         name = "list_models" if cmd_name == "list" else cmd_name
         module = importlib.import_module(f"saccade.cli.{name}")
         made: Any = getattr(module, "app", None)
-        if made is None:
+        if not isinstance(made, typer.Typer):
             made = typer.Typer(add_completion=False, rich_markup_mode=None)
             made.command(name=cmd_name)(getattr(module, name))
         command = typer.main.get_command(made)
