@@ -39,4 +39,4 @@ def test_growth_tells_pixels_seconds_and_bytes() -> None:
     (small, large) = bench.growth(((32, 16), (64, 48)))
     assert (small[0], large[0]) == (512, 3072)
     assert 0 < small[1] < large[1]
-    assert large[2] >= 0
+    assert 0 < small[2] < large[2]

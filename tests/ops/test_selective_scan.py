@@ -197,6 +197,7 @@ def test_an_empty_batch_gives_an_empty_one_and_its_gradients() -> None:
 # -- what others see of the operator
 
 
+@pytest.mark.slow
 def test_compilers_may_rely_on_its_declaration() -> None:
     batch, length, groups, each, states = 2, 9, 2, 3, 4
     chance = torch.Generator().manual_seed(0)
@@ -281,6 +282,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernels_are_the_loop_in_tritons_interpreter() -> None:
     here = os.path.dirname(os.path.abspath(__file__))

@@ -36,6 +36,13 @@ def test_flat_pictures_have_a_finite_loss_and_gradient() -> None:
     assert other.grad.isfinite().all()
 
 
+def test_two_flat_pictures_have_a_zero_gradient() -> None:
+    black = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    pearson_loss(black, torch.zeros(1, 3, 4, 4)).backward()
+    assert black.grad is not None
+    assert not black.grad.any()
+
+
 def test_samples_that_are_not_finite_are_left_out() -> None:
     a, b = pictures(0), pictures(1)
     spoilt = a.clone()

@@ -176,9 +176,27 @@ def pcsr_figures() -> dict[str, Any]:
     return {**{k: {"set5": v} for k, v in found.items()}, "macs_fraction": 0.5}
 
 
+def iarn_figures() -> dict[str, Any]:
+    return {
+        "gain_over_bicubic_db": {"1.5": 1.0, "2": 0.7, "2.7": 0.5, "4": 0.4, "1.6 x 2.9": 0.5},
+        "psnr_rgb_db_small_against_bicubic": {"1.5": 38.0, "2": 37.0, "2.7": 36.0, "4": 36.0, "1.6 x 2.9": 37.0},
+        "worth_of_own_small_picture_db": 0.4,
+        "largest_difference_undone": 1e-6,
+        "psnr_y_db_by_cycle": [38.0, 37.0, 36.5, 36.2, 36.0],
+    }
+
+
 @pytest.mark.parametrize(
     ("slug", "good", "worse"),
     [
+        ("iarn", iarn_figures(), [{"worth_of_own_small_picture_db": 0.3}, {"largest_difference_undone": 1e-4}]),
+        ("iarn", iarn_figures(), [{"psnr_y_db_by_cycle": [38.0, 35.4]}]),
+        ("iarn", iarn_figures(), [{"psnr_rgb_db_small_against_bicubic": {"2": 35.9}}]),
+        (
+            "iarn",
+            iarn_figures(),
+            [{"gain_over_bicubic_db": {**iarn_figures()["gain_over_bicubic_db"], "4": 0.3}}],
+        ),
         ("espcn", espcn_figures(), [{"psnr_y_db_espcn": {"set5": 30.9}}, {"macs_ratio": 7.9}, {"time_ratio": 5.9}]),
         ("espcn", espcn_figures(), [{"gain_over_bicubic_db": {"set5": 0.6}}, {"gain_over_bicubic_db": {"b100": 0.3}}]),
         ("sesr", sesr_figures(), [{"largest_difference_of_forms": 1e-5}, {"step_ratio": 4.9}]),

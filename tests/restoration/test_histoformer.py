@@ -447,3 +447,10 @@ def test_a_file_with_any_tensor_changed_loads_or_is_refused_in_words(
 def test_attention_and_heads_are_checked_where_they_are_built() -> None:
     with pytest.raises(UsageError, match="do not divide"):
         HistogramAttention(6, 4)
+
+
+def test_a_black_picture_has_a_finite_gradient() -> None:
+    model = cast(Histoformer, randomise(Histoformer(**SMALL)).train())
+    black = torch.zeros(1, 3, 16, 16)
+    model.training_loss(black, black).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

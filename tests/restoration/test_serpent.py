@@ -318,7 +318,7 @@ DAMAGE = {
         st.sampled_from(KEYS), st.sampled_from(["flat", "empty", "more", "int", "scalar"]), max_size=3
     ),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_damaged_state_dicts_load_or_are_refused_in_words(dropped: set[str], bent: dict[str, str]) -> None:
     from saccade.checkpoint import _recipe
     from saccade.registry import rebuild

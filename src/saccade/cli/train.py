@@ -201,7 +201,7 @@ def rescaling(
 
     Killed at any moment, the same command goes on from the last checkpoint.
     """
-    from saccade.training.rescaling import Options, train
+    from saccade.restoration.iarn.training import Options, train
 
     options = Options(
         model=model,

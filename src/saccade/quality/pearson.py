@@ -28,7 +28,9 @@ def pearson_loss(restored: Tensor, wanted: Tensor) -> Tensor:
     if restored.shape != wanted.shape or restored.ndim < 2:
         raise InputError(f"pictures to correlate differ: {tuple(restored.shape)} and {tuple(wanted.shape)}")
     a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (restored, wanted))
-    r = (a * b).sum(1) / (a.square().sum(1).sqrt() * b.square().sum(1).sqrt() + 1e-6)
+    # vector_norm, not a square root: at a flat picture (a black crop) its gradient is 0 and not NaN
+    lengths = (torch.linalg.vector_norm(x, dim=1) for x in (a, b))
+    r = (a * b).sum(1) / (next(lengths) * next(lengths) + 1e-6)
     loss = (1 - r) / 2
     finite = loss.isfinite()
     return torch.where(finite, loss, 0).sum() / finite.sum().clamp(min=1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from saccade.progress import track
 from saccade.quality import quantise8
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.examples import packed, unpacked
 from saccade.restoration.dot import DeepOptimalTransport
 from saccade.restoration.dot.gaussian import transport_operators, w2
 
@@ -229,7 +230,7 @@ def measured(given: list[Tensor], sharp: list[Tensor], tests: list[Tensor]) -> F
         "top_octave_of_restored": octaves["restored"] / octaves["natural"],
         "top_octave_of_transported": octaves["transported"] / octaves["natural"],
         "spectra": {name: spectrum(xs).tolist() for name, xs in groups.items()},
-        "example": [(x * 255).round().int().permute(1, 2, 0).tolist() for x in middle],
+        "example": packed(torch.cat([(x * 255).round().byte() for x in middle], 2).permute(1, 2, 0).numpy()),
         "psnr_db_restored": mean_psnr(given, tests),
     }
 
@@ -306,7 +307,7 @@ def plot(figures: Figures, path: Path) -> None:
     middle.plot(alphas, list(figures["psnr_db_by_alpha"].values()), ".-")
     middle.set_xlabel("alpha (0 transported, 1 the restorer's own)")
     middle.set_ylabel("PSNR (dB)")
-    right.imshow(np.concatenate([np.array(x, np.uint8) for x in figures["example"]], 1))
+    right.imshow(unpacked(figures["example"]))
     right.set_title("restored, transported, original")
     right.axis("off")
     picture.savefig(path, dpi=120)

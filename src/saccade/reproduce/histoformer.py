@@ -80,13 +80,16 @@ def run(data: Data, seed: int) -> Figures:
     figures: Figures = {"pictures": len(pairs), "psnr_db_degraded": before, **_shipped(files)}
     for steps, seeds in ((STEPS, [seed]), (SHORT, range(seed, seed + SEEDS))):
         for name, make in MAKERS.items():
-            gains = []
+            gains, skipped = [], 0
             for own in seeds:
-                model, seconds = _train(seeded(make, own), crops, steps, own, f"{name}, {steps} steps, seed {own}")
+                what = f"{name}, {steps} steps, seed {own}"
+                model, seconds, lost = _train(seeded(make, own), crops, steps, own, what)
+                skipped += lost
                 gains.append(_measured(model, pairs) - before)
                 if name == "histogram" and steps == STEPS:
                     figures |= _paths(model, pairs[:4]) | _tiles(model, pairs[:4])
             figures[f"gain_db_{name}_{steps}_steps"] = gains
+            figures[f"skipped_steps_{name}_{steps}_steps"] = skipped
             figures[f"cpu_seconds_step_{name}"] = seconds
         both = zip(*(figures[f"gain_db_{name}_{steps}_steps"] for name in MAKERS), strict=True)
         figures[f"histogram_over_control_db_{steps}_steps"] = [ours - theirs for ours, theirs in both]
@@ -112,22 +115,29 @@ def _shipped(files: list[Path]) -> Figures:
     return figures
 
 
-def _train(model: Any, crops: Crops, steps: int, seed: int, what: str) -> tuple[nn.Module, float]:
-    """L1 + Pearson, AdamW, 50 steps of warm-up, cosine to 0; the network and the processor seconds of a step."""
+def _train(model: Any, crops: Crops, steps: int, seed: int, what: str) -> tuple[nn.Module, float, int]:
+    """L1 + Pearson, AdamW, 50 steps of warm-up, cosine to 0.
+
+    Returns:
+        The network, the processor seconds of a step, and how many steps had no finite gradient and were left out.
+    """
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
     model.train()
-    began = time.process_time()
+    began, skipped = time.process_time(), 0
     with bar(what, steps) as advance:
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, 1e-3, min(50, steps), 0.0)
             given, wanted = crops.batch(BATCH, seed, step)
             model.training_loss(given, wanted).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-            optimiser.step()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01, error_if_nonfinite=False)
+            if norm.isfinite():  # one step that is not would end the training; they are counted
+                optimiser.step()
+            else:
+                skipped += 1
             optimiser.zero_grad()
             advance(1)
-    return model.eval(), (time.process_time() - began) / steps
+    return model.eval(), (time.process_time() - began) / steps, skipped
 
 
 def _psnr(made: Tensor, wanted: Tensor) -> float:

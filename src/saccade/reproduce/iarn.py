@@ -1,6 +1,6 @@
 """Invertible arbitrary rescaling: what a small picture of one's own is worth, and why the start decides.
 
-Two trainings of 600 steps each, alike but for the start: the linear one (`saccade.training.rescaling`), and zeros, as
+Two trainings of 600 steps each, alike but for the start: the linear one (`iarn.training`), and zeros, as
 invertible networks start. One network each for all factors. Beside them, where they are there, the shipped weights, and
 SESR-M5 after bicubic, the plain way to a large picture.
 """
@@ -28,7 +28,7 @@ from saccade.registry import create, default_weights
 from saccade.reproduce import Claim, Data, Figures
 from saccade.reproduce.training import seeded
 from saccade.restoration.iarn import IARN
-from saccade.training.rescaling import FactorCrops, linear_start
+from saccade.restoration.iarn.training import FactorCrops, linear_start
 from saccade.training.trainer import learning_rate
 
 CLAIM = Claim(

@@ -7,7 +7,8 @@ and of the SwinIR class stand beside a Serpent block of the same number of param
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from saccade.bench import peers
 from saccade.bench.harness import Contender, Row, compare, measure, skipped
 from saccade.bench.restoration.contest import Contest
 from saccade.bench.restoration.memory import held
-from saccade.cost import count_parameters
+from saccade.cost import cost, count_parameters
 from saccade.nn.restormer import GDFN, MDTA, ChannelNorm
 from saccade.ops.selective_scan import selective_scan
 from saccade.restoration.serpent import SS2D, SerpentBlock, serpent_tiny
@@ -298,23 +299,20 @@ def _peak(contender: Contender) -> int:
         return 0
 
 
-def growth(sizes: tuple[tuple[int, int], ...], threads: int = 1) -> list[tuple[int, float, int]]:
-    """(pixels, processor-bound seconds, peak bytes) of one Serpent block forward at each (width, height), one call."""
-    import time
+def growth(sizes: Sequence[tuple[int, int]], threads: int = 1) -> list[tuple[int, float, int]]:
+    """Of one Serpent block forward at each (width, height), one call: pixels, processor seconds, bytes at the peak.
 
+    Bytes are those of tensors alive at once, by the ledger; the scan's work tensors, of a fixed size, are not seen.
+    """
     block, found = SerpentBlock(24, 8, 1.0, (1, 2, 4)), []
-    inside = functools.partial(peers.torch_threads, threads)
     for width, height in sizes:
-        x = torch.rand(1, height, width, 24)
-        seconds: list[float] = []
-
-        def call(x: Tensor = x, seconds: list[float] = seconds) -> None:
+        shape = (1, height, width, 24)
+        peak = cost(block, torch.empty(shape, device="meta")).peak_bytes
+        x = torch.rand(shape)
+        with peers.torch_threads(threads):
             began = time.thread_time()
             block(x)
-            seconds.append(time.thread_time() - began)
-
-        peak = _peak(Contender("", call, threads, inside))
-        found.append((width * height, seconds[0], peak))
+            found.append((width * height, time.thread_time() - began, peak))
     return found
 
 
@@ -339,7 +337,8 @@ def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     exponents = [float(np.polyfit(np.log(pixels), np.log(y), 1)[0]) for y in (seconds, peaks)]
     width, height = sizes[-1]
     last = (
-        f"Serpent's block to {width}x{height}, one thread: {seconds[-1]:.1f} s and {peaks[-1] / 2**30:.1f} GiB there; "
+        f"Serpent's block to {width}x{height}, one thread: {seconds[-1]:.1f} s of the processor and "
+        f"{peaks[-1] / 2**30:.1f} GiB of tensors there; "
         f"time grows with pixels to the power of {exponents[0]:.2f}, memory {exponents[1]:.2f}."
     )
     return scans + blocks, [*said, *more, last]

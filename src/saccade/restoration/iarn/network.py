@@ -69,7 +69,7 @@ class Residual(nn.Module):
 class Subnet(nn.Module):
     """A residual network and, beside it, one linear convolution; both told the ratio of sizes.
 
-    The linear path carries what can be solved for before training (`training.rescaling.linear_start`); the network
+    The linear path carries what can be solved for before training (`training.linear_start`); the network
     starts at zero and learns what is not linear.
 
     Shape: (B, inputs, h, w) -> (B, outputs, h, w).

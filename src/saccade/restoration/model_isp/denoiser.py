@@ -1,7 +1,7 @@
 """A small denoiser of packed RAW that is told the noise: what the augmentation trains.
 
-    noisy (B,4,h,w) --+-- 3x3 conv, f -- ReLU -- [3x3, f -- ReLU] x m -- 3x3, 4 --(+ noisy)--> clean (B,4,h,w)
-    sqrt(shot*x + read) _|
+    noisy (B,4,h,w), root --+-- 3x3 conv, f -- ReLU -- [3x3, f -- ReLU] x m -- 3x3, 4 --(* deviation + noisy)--> clean
+    deviation = sqrt(shot*x + read), root _|                                                                (B,4,h,w)
 
 The second input is the deviation of the noise at each pixel, as in Brooks et al. (section 4), so one network serves
 every exposure. The network itself is ours, sized for one core.
@@ -45,6 +45,11 @@ class RawDenoiser(nn.Module):
         self.first = nn.Conv2d(8, width, 3, padding=1)
         self.inner = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
         self.last = nn.Conv2d(width, 4, 3, padding=1)
+        for layer in (self.first, *self.inner):
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)  # RAW is dark: a drawn bias would outweigh what it is added to
         for p in self.last.parameters():  # it starts by changing nothing
             nn.init.zeros_(p)
 
@@ -65,10 +70,12 @@ class RawDenoiser(nn.Module):
             check_raw(noisy, channels=4, limit=2)  # noise carries bright samples beyond white
         shot, read = (v[:, None, None, None] if isinstance(v, Tensor) and v.ndim == 1 else v for v in (shot, read))
         deviation = noise_variance(noisy.clamp_min(0), shot, read).sqrt()
-        x = F.relu(self.first(torch.cat((noisy, deviation.expand_as(noisy)), 1)))
+        deviation = deviation.expand_as(noisy)
+        # square roots, sign kept: noise that grows with the root of light becomes about the same everywhere
+        x = F.relu(self.first(torch.cat((noisy.sign() * (noisy.abs() + 1e-6).sqrt(), deviation.sqrt()), 1)))
         for convolution in self.inner:
             x = F.relu(convolution(x))
-        made: Tensor = noisy + self.last(x)
+        made: Tensor = noisy + deviation * self.last(x)
         return made
 
 

@@ -10,7 +10,7 @@ from saccade.errors import InputError, UsageError
 from saccade.ops.resize import resize
 from saccade.registry import create
 from saccade.restoration.iarn import IARN
-from saccade.training.rescaling import FactorCrops, Options, linear_start, rescaling_psnr, train
+from saccade.restoration.iarn.training import FactorCrops, Options, linear_start, rescaling_psnr, train
 
 TINY = {"opening": [4, 1], "hider": [4, 1], "teller": [4, 1]}
 
