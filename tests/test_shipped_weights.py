@@ -29,7 +29,10 @@ needs_data = pytest.mark.skipif(not (DATA / "set5").is_dir(), reason="no test pi
 
 
 def test_every_file_of_weights_has_a_row_and_every_row_a_file() -> None:
-    assert {p.name for p in registry.WEIGHTS.glob("*.safetensors")} == set(FILES)
+    shipped = {p.name for p in registry.WEIGHTS.glob("*.safetensors")}
+    statistics = {name for name in shipped if name.startswith("dot_")}  # of deep optimal transport, for these models
+    assert shipped - statistics == set(FILES)
+    assert {name.removeprefix("dot_") for name in statistics} <= set(FILES)
 
 
 def test_all_promised_networks_ship() -> None:

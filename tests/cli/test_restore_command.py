@@ -34,7 +34,7 @@ def read(path: Path) -> np.ndarray:
 def test_noise_goes_and_the_result_stands_beside_the_input(noisy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(noisy), "--json") == 0
     told = json.loads(capsys.readouterr().out)["results"][0]
-    assert told["model"] == "cleaner"
+    assert told["model"] == "cleaner_small"
     made = noisy.with_name("n_restored.png")
     clean = read(noisy.with_name("clean.bmp"))
     before, after = (float(np.square(read(p) - clean).mean()) for p in (noisy, made))

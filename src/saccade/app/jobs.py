@@ -18,7 +18,7 @@ __all__ = ["JOBS", "TASKS", "Limits", "Outcome", "run"]
 #: job: (what its dial turns, smallest, largest, start)
 JOBS = {
     "upscale": ("Budget: share of the full cost", 0.05, 1.0, 0.15),
-    "restore": ("Budget: share of the full cost", 0.05, 1.0, 1.0),
+    "restore": ("Budget: share of the full cost", 0.05, 1.0, 0.3),
     "rescale": ("Scale of the small picture's sides: larger pictures are kept better", 0.25, 0.95, 0.5),
     "score": ("Budget: share of the full cost", 0.05, 1.0, 1.0),
 }

@@ -2,7 +2,7 @@
 
 The hidden camera was made while its result on Kodak was watched, so 38 dB is no blind test: the coupling of its white
 balance was lowered, and its exposure set to 0.88 so that nothing clips, which moved the mean from 37 to 41 dB. (With
-clipped highlights even the true parameters give 28 to 30 dB on the two brightest pictures: what is clipped is gone.) The
+clipped highlights even the true parameters give 28 to 30 dB on the two brightest pictures.) The
 denoiser was changed too, after a first run in which it learnt nothing from dark RAW: its input and output are scaled.
 
 There is no RAW data set in the tree, so a camera is made up from the seed and hidden from everything that learns: five

@@ -94,7 +94,7 @@ class Restorer(Streamed):
             ``deblur`` (give ``psf``, or a ``model`` trained on blur).
         model: ``"auto"``, a registered name, or a file of weights (ours or a published checkpoint).
         budget: fraction of the full cost in (0, 1]: among shipped networks the largest within that fraction of the
-            largest one's MACs; for a model with a dial of its own, that dial.
+            largest one's MACs, None for the smallest; for a model with a dial of its own, that dial.
         perception: 0 for the network's own output (least error), 1 for the statistics of natural pictures (sharper,
             more error), between them a mixture: deep optimal transport. None leaves it out.
         transport: file of statistics for ``perception``; None for what ships with the model.
@@ -190,8 +190,8 @@ class Restorer(Streamed):
             told = "give --psf with the lens' point spread function, or " if task == "deblur" else ""
             raise UsageError(f"no weights ship for {task}: {told}name a file of weights with --model")
         choices = [self._settle(*one) for one in found]
-        if self.budget is None or len(choices) == 1:
-            return choices[-1]
+        if self.budget is None:
+            return choices[0]
         limit = self.budget * max(c.macs for c in choices)
         return max((c for c in choices if c.macs <= limit), key=lambda c: c.macs, default=choices[0])
 

@@ -163,13 +163,13 @@ class Recipe:
     """
 
     steps: int = 2000
-    pictures: int = 2
-    copies: int = 24
+    pictures: int = 4
+    copies: int = 12
     side: int = 64
     queue: int = 0
     temperature: float = 0.1
     momentum: float = 0.95
-    rate: float = 1e-3
+    rate: float = 3e-4
     decay: float = 1e-2
     within: bool = True
     distortions: bool = True

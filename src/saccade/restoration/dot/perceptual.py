@@ -99,6 +99,8 @@ def fit(
     vae: Any = None,
     patch: int = 5,
     eps: float = 1e-7,
+    floor: float = 0.0,
+    seed: int = 0,
     **options: Any,
 ) -> DeepOptimalTransport:
     """Statistics and map for a restorer, from a dozen pictures of each kind; seconds, no training.
@@ -111,22 +113,31 @@ def fit(
         degraded: what the restorer takes: tensors ([B,] 3, h, w) in [0, 1], paths, PIL images or arrays.
         clean: natural pictures, of the same kinds; pairs are not needed.
         vae, patch, eps, options: as of `DeepOptimalTransport`.
+        floor: deviation of white noise put on both sides, in [0, 1] units; ours. It bounds how far directions that a
+            restorer leaves empty are blown up (one Kodak picture, denoised, full perception: 31.7 dB with 3/255, 30.1
+            without, 32.1 before).
+        seed: of that noise.
 
     Raises:
         InputError: no pictures on one side, or unusable ones.
     """
     made = DeepOptimalTransport(patch, eps=eps, vae=vae, **options)
+    chance = torch.Generator().manual_seed(seed)
+
+    def noisy(x: Tensor) -> Tensor:
+        return x + floor * torch.randn(x.shape, generator=chance).to(x) if floor else x
+
     training = isinstance(restorer, nn.Module) and restorer.training
     if isinstance(restorer, nn.Module):
         restorer.eval()
     try:
         for picture in degraded:
-            made.update_source(quantise8(restorer(_tensor(picture))))
+            made.update_source(quantise8(noisy(restorer(_tensor(picture)))))
     finally:
         if isinstance(restorer, nn.Module):
             restorer.train(training)
     for picture in clean:
-        made.update_target(_tensor(picture))
+        made.update_target(noisy(_tensor(picture)).clamp(0, 1))
     made.compute()
     return made
 
