@@ -21,7 +21,8 @@ from hypothesis.extra import numpy as arrays
 import saccade
 from saccade.checkpoint import load, read_header, read_state
 from saccade.errors import SaccadeError, UsageError
-from saccade.restoration.upscale import Upscaler, _array_like, _tensor_like
+from saccade.restoration.given import _array_like, _tensor_like
+from saccade.restoration.upscale import Upscaler
 from saccade.runtime.graphs import told_by
 
 quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])

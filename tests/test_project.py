@@ -17,7 +17,8 @@ import pytest
 import typer
 
 import saccade
-from saccade.cli import VERBS, app, main
+from saccade.cli import VERBS, main
+from saccade.cli import verbs as app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

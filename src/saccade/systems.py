@@ -190,7 +190,7 @@ def implementations(package: Path) -> dict[str, list[Path]]:
         text = path.read_text(encoding="utf-8")
         if not _MARK.search(text):
             continue
-        for slug in _marked(ast.parse(text, filename=str(path))):
+        for slug in filter(None, _marked(ast.parse(text, filename=str(path)))):  # "": a network of our own
             files = found.setdefault(slug, [])
             if path not in files:
                 files.append(path)

@@ -606,7 +606,7 @@ def test_weights_that_would_be_read_wrongly_are_refused(tmp_path: Path) -> None:
 
 
 def run_cli(*arguments: str) -> tuple[int, str, Exception | None]:
-    from saccade.cli import app
+    from saccade.cli import verbs as app
 
     result = CliRunner().invoke(app, ["scale", *arguments])
     error = result.exception if isinstance(result.exception, Exception) else None

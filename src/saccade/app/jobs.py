@@ -196,7 +196,7 @@ def _score(path: Path, clip: bool, dial: float, limits: Limits) -> Outcome:
     scorer = _scorer(dial, limits.threads)
     found = scorer.score(path)
     seconds = time.perf_counter() - began
-    return Outcome(told=[f"**{path.name}: quality {found.score:.2f}** · {scorer.name} · {seconds:.2f} s"])
+    return Outcome(told=[f"**{path.name}: quality {float(found):.1f} of 100** · {scorer.name} · {seconds:.2f} s"])
 
 
 @functools.lru_cache(maxsize=2)

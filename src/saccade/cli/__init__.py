@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 import saccade
 from saccade.errors import SaccadeError, UsageError
 
-__all__ = ["app", "main"]
+__all__ = ["main", "verbs"]
 
 #: verb: (module, what its line in ``saccade --help`` says)
 VERBS = {
@@ -73,7 +73,7 @@ class _Verbs(TyperGroup):
             formatter.write_dl(list(VERBS.items()))
 
 
-app = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+verbs = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 def _version(show: bool) -> None:
@@ -82,7 +82,7 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@verbs.callback()
 def root(
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(verbs)
     try:
         code = command.main(args=arguments, prog_name="saccade", standalone_mode=False)
     except SaccadeError as error:

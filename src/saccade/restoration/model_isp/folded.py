@@ -122,9 +122,17 @@ def _one(setting: Tensor | None, i: int) -> Tensor | None:
 
 
 def render(
-    y: Tensor, gains: Tensor | None, ccm: Tensor | None, table: Table | None, shading: Tensor | None = None
+    y: Tensor,
+    gains: Tensor | None,
+    ccm: Tensor | None,
+    table: Table | None,
+    shading: Tensor | None = None,
+    open_top: bool = False,
 ) -> Tensor:
-    """RAW colours (3, n) to RGB: gain map (n,), gains (3,), matrix (3, 3) and a table over the square root."""
+    """RAW colours (3, n) to RGB: gain map (n,), gains (3,), matrix (3, 3) and a table over the square root.
+
+    ``open_top``: the table is gamma alone and nothing before it clamps, so values above 1 go on by the power itself.
+    """
     y = y.clone() if shading is None else y * shading
     if gains is not None:
         y = torch.minimum(y.clamp_min_(0), (1 / gains)[:, None], out=y)
@@ -132,7 +140,11 @@ def render(
             y.mul_(gains[:, None])
     if ccm is not None:
         y = ((ccm if gains is None else ccm * gains) @ y).clamp_(0, 1)
-    return y if table is None else table.apply_(y.clamp_(0, 1).sqrt_())
+    if table is None:
+        return y
+    above = y.clamp_min(1).pow_(1 / GAMMA) if open_top and float(y.amax()) > 1 else None
+    y = table.apply_(y.clamp_(0, 1).sqrt_())
+    return y if above is None else y.mul_(above)
 
 
 @torch.no_grad()
@@ -149,9 +161,10 @@ def fold_forward(model: ModelISP, raw: Tensor, settings: Settings, top: int = 0,
     for i, (picture, out) in enumerate(zip(raw, made, strict=True)):
         gains, ccm, lsc = _one(settings.gains, i), _one(settings.ccm, i), _one(settings.lsc, i)
         table = _forward_table(settings, i)
+        open_top = gains is None and ccm is None and _one(settings.tone, i) is None
         for row, rows in _strips(height, width):
             shading = maps.gain(lsc, top + row, rows) if maps is not None and lsc is not None else None
-            y = render(picture[:, row : row + rows].reshape(3, -1), gains, ccm, table, shading)
+            y = render(picture[:, row : row + rows].reshape(3, -1), gains, ccm, table, shading, open_top)
             out[:, row : row + rows] = y.view(3, rows, width)
     return made
 
