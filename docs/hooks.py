@@ -22,6 +22,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from saccade import registry, systems
+from saccade.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "saccade"
@@ -146,7 +147,10 @@ def _count(name: str, scale: int | None) -> tuple[str, int, int] | None:
         channels = int(getattr(model, "in_channels", 3))
         height = int(getattr(getattr(model, "architecture", None), "train_size", 224))
         width = height
-    counted = cost(model, torch.empty(1, channels, height, width, device="meta"))
+    try:
+        counted = cost(model, torch.empty(1, channels, height, width, device="meta"))
+    except UsageError:  # it has to see values, or statistics that are not there yet
+        return None
     return f"{channels}x{height}x{width}", counted.parameters, counted.macs
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.app.jobs import JOBS, Limits, run
+from saccade.app.jobs import JOBS, Limits, offered, run
 from saccade.errors import InputError, UsageError
 
 
@@ -31,10 +31,14 @@ def test_a_job_makes_a_result_previews_of_one_size_and_tells_the_cost(job: str, 
     assert shares[-1] == pytest.approx(1.0)
 
 
-def test_a_picture_is_scored(picture: Path, tmp_path: Path) -> None:
+def test_a_picture_is_scored_where_weights_for_it_ship(picture: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.png"
     with Image.open(picture) as opened:
         opened.convert("RGB").resize((200, 160)).save(big)
+    if "score" not in offered():
+        with pytest.raises(UsageError, match="no weights ship for reiqa_small"):
+            run("score", big, tmp_path, limits=Limits(threads=1))
+        return
     made = run("score", big, tmp_path, limits=Limits(threads=1))
     assert "quality" in made.told[0]
     assert made.made is None

@@ -13,7 +13,7 @@ from typing import Any
 
 from saccade.errors import InputError, UsageError
 
-__all__ = ["JOBS", "TASKS", "Limits", "Outcome", "run"]
+__all__ = ["JOBS", "TASKS", "Limits", "Outcome", "offered", "run"]
 
 #: job: (what its dial turns, smallest, largest, start)
 JOBS = {
@@ -23,7 +23,15 @@ JOBS = {
     "score": ("Budget: share of the full cost", 0.05, 1.0, 1.0),
 }
 TASKS = ("auto", "denoise", "jpeg", "weather")
+SCORER = "reiqa_small"
 PREVIEW = 1600  # pixels of a preview's longer side
+
+
+def offered() -> list[str]:
+    """The jobs that can be done: a score needs weights, which do not ship yet."""
+    from saccade import registry
+
+    return [job for job in JOBS if job != "score" or registry.default_weights(SCORER) is not None]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saccade.app.jobs import JOBS, TASKS, Limits, run
+from saccade.app.jobs import JOBS, TASKS, Limits, offered, run
 from saccade.errors import SaccadeError, UnavailableError, first_line
 
 __all__ = ["Page"]
@@ -121,12 +121,10 @@ class Page:
     def _built(self) -> Any:
         gr = self._gradio
         with gr.Blocks(title="saccade", analytics_enabled=False, delete_cache=(300, int(self.kept))) as blocks:
-            gr.Markdown(
-                "## saccade\nPictures and clips: larger, cleaner, smaller, scored. Nothing leaves this machine."
-            )
+            gr.Markdown("## saccade\nPictures and clips: larger, cleaner, smaller. Nothing leaves this machine.")
             file = gr.File(label="Picture or clip", elem_id="file", height=120)
             with gr.Row():
-                job = gr.Radio(list(JOBS), value="upscale", label="Job", elem_id="job")
+                job = gr.Radio(offered(), value="upscale", label="Job", elem_id="job")
                 scale = gr.Radio(["x2", "x3", "x4"], value="x2", label="Scale", elem_id="scale")
                 task = gr.Radio(list(TASKS), value="auto", label="Remove", visible=False, elem_id="task")
             label, low, high, start = JOBS["upscale"]
