@@ -18,7 +18,7 @@ from saccade.reproduce import Data, reiqa
 def test_the_claim_runs_on_generated_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reiqa, "STEPS", 3)
     monkeypatch.setattr(reiqa, "SIDE", 96)
-    monkeypatch.setattr(reiqa, "RECIPE", replace(reiqa.RECIPE, copies=3))
+    monkeypatch.setattr(reiqa, "RECIPE", replace(reiqa.RECIPE, pictures=2, copies=3))
     with Data() as data:
         figures = reiqa.run(data, 0)
     for name in ("untrained", "by_hand", "content", "quality", "both"):

@@ -205,7 +205,7 @@ def test_memory_is_kept_or_refused_with_what_is_needed(model: IARN, tmp_path: Pa
     tight = Shrinker(model, scale=2.0, max_memory=1 << 40)
     assert tight._tile((8000, 8000), (4000, 4000)) == 512
     need = tight._bytes(32, (8000, 8000), (4000, 4000))
-    tight.max_memory = RESIDENT["torch"] + QUEUED + need
+    tight.max_memory = RESIDENT["torch"] + QUEUED + 3 * need // 2  # half as much again is kept free
     assert tight._tile((8000, 8000), (4000, 4000)) == 32
 
 

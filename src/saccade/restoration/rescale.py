@@ -32,7 +32,7 @@ from saccade.io.files import check_target
 from saccade.io.png import add_text, read_text
 from saccade.restoration.iarn import IARN
 from saccade.restoration.iarn.phases import Window, maps, window
-from saccade.runtime.stream import QUEUED, RESIDENT
+from saccade.runtime.stream import QUEUED, RESIDENT, give_blocks_back
 
 __all__ = ["KEYWORD", "Enlarger", "Note", "Report", "Shrinker", "enlarge", "parse_note", "shrink"]
 
@@ -174,13 +174,14 @@ class Rescaler:
         Raises:
             UsageError: even the smallest does not fit.
         """
+        give_blocks_back()
         if self.tile is not None:
             return self.tile
         if self.max_memory is None:
             return TILES[0]
         have = RESIDENT["torch"] + QUEUED
         for side in TILES:
-            need = have + self._bytes(side, large, small)
+            need = have + 3 * self._bytes(side, large, small) // 2  # half as much again: holes between blocks
             if need <= self.max_memory:
                 return side
         raise UsageError(
