@@ -179,3 +179,20 @@ def test_old_files_are_swept_away(page: Any, picture: Path) -> None:
     page.sweep(time.time() + page.kept + 1)
     assert not Path(made).exists()
     assert not Path(views[0]).exists()
+
+
+@pytest.mark.parametrize("path", [str(Path(__file__).resolve()), "/etc/passwd", "http://127.0.0.1:9/a.png"])
+def test_a_job_takes_no_file_that_was_not_uploaded(page: Any, path: str) -> None:
+    import json
+    from urllib.request import Request, urlopen
+
+    # as a stranger would ask, not as Gradio's own client does: that one uploads the file by itself
+    forged = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
+    address = page.address.rstrip("/") + "/gradio_api/call/work"
+    asked = json.dumps({"data": [forged, "upscale", 0.1, "x2", "auto"]}).encode()
+    with urlopen(Request(address, asked, {"content-type": "application/json"}), timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    with urlopen(f"{address}/{event}", timeout=60) as answer:
+        told = answer.read().decode()
+    assert told.startswith("event: error")
+    assert "root:" not in told and "import" not in told

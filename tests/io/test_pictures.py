@@ -442,6 +442,19 @@ def test_truncated_files_tell_how_many_bytes_there_are(tmp_path: Path, suffix: s
     assert f"ends after {len(data):,}".replace(",", " ") in message or f"ends after {len(data)}" in message
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize(("share", "says"), [(0.5, "truncated"), (1, "damaged")])
+def test_truncation_shows_even_where_another_thread_took_the_reason(
+    tmp_path: Path, suffix: str, share: float, says: str
+) -> None:
+    path = tmp_path / f"p{suffix}"
+    save_picture(path, noise(200, 300))
+    with open_picture(path) as reader:
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+        reader._size = path.stat().st_size
+        assert says in str(reader._failure(Exception("unable to fetch from region"), 16, 16))
+
+
 def test_truncation_shows_while_streaming_and_estimates_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "p.jpg"
     save_picture(path, noise(1000, 800))

@@ -299,7 +299,9 @@ class PictureReader:
         name = self._kind.name
         if not self.path.exists():
             return InputError(f"cannot read {self.path}: the file has gone")
-        if _TRUNCATED.search(details) and self._ends_early():
+        # libvips keeps one record of errors for all threads: where another one took the reason, the file itself tells
+        reason_lost = "unable to fetch from region" in details
+        if (_TRUNCATED.search(details) or reason_lost) and self._ends_early(sure=reason_lost):
             about = f" of about {_count(round(self._size * self._stored[0] / (top + height / 2), -3))}" if top else ""
             return InputError(
                 f"cannot read {self.path}: it ends after {_count(self._size)}{about} bytes (truncated {name})"
@@ -310,11 +312,14 @@ class PictureReader:
             )
         return InputError(f"cannot read {self.path}: the {name} data is damaged ({_last_line(details)})")
 
-    def _ends_early(self) -> bool:
-        """Whether the file itself shows where it should end, and ends before; True where it does not show."""
-        if self.format not in ("png", "webp"):
-            return True
+    def _ends_early(self, *, sure: bool = False) -> bool:
+        """Whether the file itself shows where it should end, and ends before; where it does not show, not ``sure``."""
+        if self.format not in ("png", "webp", "jpeg"):
+            return not sure
         with self.path.open("rb") as file:
+            if self.format == "jpeg":
+                file.seek(max(0, self._size - 4096))
+                return not sure or b"\xff\xd9" not in file.read()  # the marker of the end
             if self.format == "webp":
                 return int.from_bytes(file.read(8)[4:], "little") + 8 > self._size
             place = 8
