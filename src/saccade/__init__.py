@@ -17,6 +17,8 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "registry": ["create", "list_models"],
         "checkpoint": ["load", "save"],
         "cost": ["cost"],
+        "nn.fuse": ["fuse"],
+        "runtime.accelerate": ["accelerate"],
         "budget": ["pareto"],
         "systems": ["all_systems"],
         "restoration.restore": ["restore"],
@@ -26,10 +28,12 @@ __getattr__, __dir__, _ = lazy_loader.attach(
 
 __all__ = [
     "__version__",
+    "accelerate",
     "all_systems",
     "cost",
     "create",
     "errors",
+    "fuse",
     "list_models",
     "load",
     "pareto",

@@ -4,11 +4,12 @@ Each system that meets its published vectors has ``tests/expected/<slug>.json``:
 drawn here, from a seed, by numpy, and so are the same everywhere. After a change that is meant to change the numbers,
 and with parity met:
 
-    python tests/parity/test_expected.py [slug ...]
+    PYTHONPATH=tests/backbones python tests/parity/test_expected.py [slug ...]
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
 
 from saccade.registry import create
@@ -279,7 +281,20 @@ def reiqa() -> dict[str, Tensor]:
     return made
 
 
+@torch.no_grad()
+def backbone(slug: str) -> dict[str, Tensor]:
+    """Logits and the sums of the maps' channels of a small network."""
+    small = zoo.SMALL[slug]
+    model = fill(create(small.name, weights=None, **{**small.options, "num_classes": 5}), seed=3)
+    x = picture(4, 1, 3, small.side, small.side) - 0.5
+    made = {"logits": model(x)}
+    for i, found in enumerate(model.forward_intermediates(x, intermediates_only=True)):
+        made[f"map_{i}"] = found.mean((2, 3))
+    return {name: y / y.abs().max() for name, y in made.items()}
+
+
 SYSTEMS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    **{slug: functools.partial(backbone, slug) for slug in zoo.SMALL},
     "dot": dot,
     "espcn": espcn,
     "fast_scaling": fast_scaling,
@@ -330,6 +345,6 @@ def test_expected_files_are_small_and_each_has_its_system() -> None:
         assert path.stat().st_size < 16_000
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # needs tests/backbones on PYTHONPATH
     for chosen in sys.argv[1:] or SYSTEMS:
         print(write(chosen))

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterator
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender
-from saccade.bench.restoration.contest import Contest
 
 __all__ = ["contests"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure
-from saccade.bench.restoration.contest import Contest
 from saccade.ops.stable_order import packed_order, stable_order_naive
 from saccade.registry import create
 from saccade.restoration.histoformer import Histoformer

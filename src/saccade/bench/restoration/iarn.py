@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure
-from saccade.bench.restoration.contest import Contest
 from saccade.registry import create
 from saccade.restoration.iarn import IARN, IRN, DenseBlock, Subnet
 from saccade.restoration.iarn.network import LINEAR, Residual, from_opponent, mirrored, to_opponent

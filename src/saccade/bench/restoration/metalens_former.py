@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure, skipped
-from saccade.bench.restoration.contest import Contest
 from saccade.nn.restormer import EPSILON
 from saccade.registry import create
 from saccade.restoration.metalens_former import Deblurrer, blur, lens_psfs, naive_bank, psf2otf, wiener_bank

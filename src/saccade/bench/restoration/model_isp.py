@@ -8,8 +8,8 @@ from typing import Any
 
 from saccade import registry
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure
-from saccade.bench.restoration.contest import Contest
 from saccade.runtime.scene import scene
 
 __all__ = ["contests", "rows"]

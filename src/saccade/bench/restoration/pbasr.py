@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender
-from saccade.bench.restoration.contest import Contest
 from saccade.checkpoint import save
 from saccade.registry import create
 from saccade.restoration.upscale import Upscaler

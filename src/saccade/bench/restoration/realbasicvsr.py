@@ -20,8 +20,8 @@ from torch import Tensor
 
 from saccade import registry
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, Timing, compare, measure
-from saccade.bench.restoration.contest import Contest
 from saccade.restoration.realbasicvsr.streaming import Streamer
 from saccade.runtime.scene import scene
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender
-from saccade.bench.restoration.contest import Contest
 
 __all__ = ["contests"]
 

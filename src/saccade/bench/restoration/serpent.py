@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.bench import peers
+from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure, skipped
-from saccade.bench.restoration.contest import Contest
-from saccade.bench.restoration.memory import held
+from saccade.bench.memory import held
 from saccade.cost import cost, count_parameters
 from saccade.nn.restormer import GDFN, MDTA, ChannelNorm
 from saccade.ops.selective_scan import selective_scan

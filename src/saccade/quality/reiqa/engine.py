@@ -66,7 +66,7 @@ def _with_torch(encoder: Encoder, normalise: bool, threads: int) -> Encode:
 
 
 def _with_openvino(encoder: Encoder, normalise: bool, threads: int) -> Encode:
-    ov = _openvino()
+    ov = load_openvino()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = ov.Core().compile_model(_graph(ov, encoder, normalise), "CPU", options).create_infer_request()
 

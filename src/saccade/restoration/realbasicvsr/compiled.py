@@ -29,7 +29,7 @@ class _Graphs:
     """Builds and compiles the parts of one network."""
 
     def __init__(self, threads: int) -> None:
-        self.ov = _openvino()
+        self.ov = load_openvino()
         from openvino import opset13
 
         self.op: Any = opset13

@@ -1,4 +1,4 @@
-"""Peak memory of one contender, in a process of its own: python -m saccade.bench.restoration.memory SLUG WxH I WHO N
+"""Peak memory of one contender, in a process of its own: python -m saccade.bench.memory MODULE WxH I WHO N
 
 Prints the bytes that the call held at its peak beyond what the process held before it; the weights are held before.
 """
@@ -22,9 +22,9 @@ def held(what: str) -> int:
     return int(found[1]) << 10
 
 
-def main(slug: str, size: str, index: str, who: str, threads: str) -> int:
+def main(name: str, size: str, index: str, who: str, threads: str) -> int:
     """Bytes at the peak of one call, beyond those held before it."""
-    module: Any = importlib.import_module(f"saccade.bench.restoration.{slug}")
+    module: Any = importlib.import_module(f"saccade.bench.{name}")
     width, height = (int(n) for n in size.split("x"))
     made = module.contests((width, height), int(threads))  # kept: a generator that is closed may remove its files
     contest = next(itertools.islice(made, int(index), None))

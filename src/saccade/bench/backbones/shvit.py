@@ -1,0 +1,68 @@
+"""SHViT beside its published steps run plainly, and S4 beside MobileViTv2-1.0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.backbones.shvit import SHViT, SingleHeadAttention
+from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.contest import Contest
+from saccade.bench.harness import Row, compare, measure
+from saccade.registry import create
+from saccade.runtime.accelerate import accelerate
+
+__all__ = ["Plain", "contests", "rows"]
+
+
+class Plain(nn.Module):
+    """The attention as its equations have it: scores and their softmax as tensors of their own."""
+
+    def __init__(self, ours: SingleHeadAttention) -> None:
+        super().__init__()
+        self.pre_norm, self.qkv, self.proj = ours.pre_norm, ours.qkv, ours.proj
+        self.parts, self.qk_dim = ours.parts, ours.qk_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        attending, passing = x.split(self.parts, 1)
+        q, k, v = self.qkv(self.pre_norm(attending)).split((self.qk_dim, self.qk_dim, self.parts[0]), 1)
+        scores = (q.flatten(2).transpose(-2, -1) @ k.flatten(2)) * self.qk_dim**-0.5
+        mixed = (v.flatten(2) @ scores.softmax(-1).transpose(-2, -1)).reshape(batch, -1, height, width)
+        out: Tensor = x + self.proj(torch.relu(torch.cat([mixed, passing], 1)))
+        return out
+
+
+def plain(model: nn.Module) -> Callable[[Tensor], Any]:
+    """The network with batch norms and residual sums of their own and plain attention; shares its weights."""
+    assert isinstance(model, SHViT)
+    twin = create("shvit", weights=None, **{k: getattr(model, k) for k in ("widths", "depths", "partial", "kinds")})
+    twin.load_state_dict(model.state_dict())
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, SingleHeadAttention):
+                setattr(module, name, Plain(child))
+    return twin.eval()
+
+
+def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
+    """S1 and S4."""
+    for name in ("shvit_s1", "shvit_s4"):
+        yield backbone_contest(name, plain, size, threads)
+
+
+def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
+    """S4 at 256 px, batches of 8, beside MobileViTv2-1.0 (the paper's comparison), both fused, both in PyTorch."""
+    import timm
+    from timm.utils.model import reparameterize_model
+
+    x = torch.randn(8, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    ours = accelerate(create("shvit_s4", weights=None), backend="torch")
+    peer = reparameterize_model(timm.create_model("mobilevitv2_100").eval())
+    contenders = [eager("shvit_s4, fused", ours, x, threads), eager("timm mobilevitv2_100", peer, x, threads)]
+    timings = measure(contenders, rounds, warmup=1)
+    what, command = "8 pictures", f"saccade bench backbones --system shvit --threads {threads}"
+    return compare(timings, contenders[0].name, system="shvit", what=what, size="256x256", command=command), []
