@@ -13,6 +13,7 @@ import fnmatch
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,7 +221,8 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
 
     Args:
         name: a registered name (`list_models`).
-        weights: ``"default"`` for the weights that ship with the library, None for fresh ones, or a file.
+        weights: ``"default"`` for the weights that ship with the library, None for fresh ones, ``"official"`` for the
+            published ones (fetched and converted the first time, then cached), or a file.
         options: what the model's own function takes, e.g. ``scale=2``.
 
     Raises:
@@ -239,7 +241,11 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
             raise
         raise UsageError(f"{name} has no option {str(error).rsplit(' ', 1)[-1]}") from error
     model.saccade_name, model.saccade_options = name, dict(options)  # type: ignore[assignment]
-    if weights is not None:
+    if weights == "official":
+        from saccade.published import load_official
+
+        load_official(model, name, options, say=lambda line: print(line, file=sys.stderr))
+    elif weights is not None:
         path = default_weights(name, **options) if weights == "default" else Path(weights)
         if path is None:
             which = name + (f" x{options['scale']}" if "scale" in options else "")

@@ -37,6 +37,7 @@ VERBS = {
     "cost": "Parameters, MACs, activations, memory and latency of a model.",
     "scale": "Scale a backbone to a target cost so that it stays fast.",
     "list": "List the models that can be created.",
+    "weights": "List, fetch and clear published weights.",
     "systems": "Show the 81 systems and what stands of each.",
     "export": "Write a model as ONNX.",
     "demo": "Enlarge the bundled photograph and say what it cost.",
