@@ -31,6 +31,7 @@ class Accelerated:
 
     Attributes:
         backend: ``"openvino"`` or ``"torch"``.
+        parameters: of the fused network.
         shape: of the input, where the graph is of one size; else None.
     """
 
@@ -38,6 +39,7 @@ class Accelerated:
         self.backend = backend
         self.shape = tuple(shape) if shape is not None and backend == "openvino" else None
         self._model = fuse(model).to(memory_format=torch.channels_last)
+        self.parameters = sum(p.numel() for p in self._model.parameters())
         self._graph = _openvino_graph(self._model, self.shape, threads) if self.shape is not None else None
 
     def __call__(self, x: Tensor) -> Any:
