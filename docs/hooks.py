@@ -2,7 +2,8 @@
 
 Pages: the table of systems, the gallery of claims (``docs/results/*.json``), the benchmarks
 (``benchmarks/results/*.json``), the shipped weights and the API reference. In hand-written pages a line
-``<!-- saccade: models sesr -->`` is replaced by a table: ``models``, ``weights``, ``claim`` or ``speed`` of a system.
+``<!-- saccade: models sesr -->`` is replaced by a table: ``models``, ``weights``, ``claim`` or ``speed`` of a system,
+or ``backbones all``.
 Whatever has not been measured yet is said to be so.
 """
 
@@ -62,6 +63,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "weights": weights_table,
         "claim": claim_section,
         "speed": speed_table,
+        "backbones": backbones_table,
     }
     up = "../" * page.file.src_uri.count("/")
 
@@ -145,7 +147,8 @@ def _count(name: str, scale: int | None) -> tuple[str, int, int] | None:
         channels, height, width = model.in_channels, -(-720 // scale), -(-1280 // scale)
     else:
         channels = int(getattr(model, "in_channels", 3))
-        height = int(getattr(getattr(model, "architecture", None), "train_size", 224))
+        side = registry.entry(name).facts.get("size", 224)
+        height = int(getattr(getattr(model, "architecture", None), "train_size", side))
         width = height
     try:
         counted = cost(model, torch.empty(1, channels, height, width, device="meta"))
@@ -341,6 +344,35 @@ def speed_rows(rows: Sequence[dict[str, Any]]) -> str:
     made = table(tuple(used.values()), [tuple(number(row.get(key)) for key in used) for row in rows])
     commands = sorted({str(row["command"]) for row in rows if row.get("command")})
     return made + ("\n\n" + ", ".join(f"`{c}`" for c in commands) + " printed this." if commands else "")
+
+
+def backbones_table(_: str) -> str:
+    """One row a backbone: its cost on shapes, its time and memory in the recorded sweep, its claim."""
+    sweep = read(SPEED / "sweep.json") or {}
+    courses = {course["system"]: course for course in sweep.get("courses", [])}
+    slugs = dict.fromkeys(registry.entry(n).system for n in registry.list_models(task="classification"))
+    rows = []
+    for slug in sorted(s for s in slugs if s):
+        course = courses.get(slug, {})
+        name = course.get("model") or next(n for n in registry.list_models(system=slug) if _count(n, None))
+        _, parameters, macs = _count(name, None) or ("", 0, 0)
+        results = _results(RESULTS / f"{slug}.json")
+        claim = "" if not results else "met" if results[0].get("met") is True else "not met"
+        link = f"[{_name(slug)}](../systems/{slug}.md)" if (ROOT / f"docs/systems/{slug}.md").is_file() else _name(slug)
+        rows.append((link, f"`{name}`", f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f} G", *_points(course), claim))
+    head = ("system", "model", "parameters", "MACs", "224 px", "896 px", "memory, 896 px", "exponents", "claim")
+    shown = table(head, rows)
+    facts = [f"`{sweep['command']}`", words(sweep["machine"])] if sweep else ["`saccade bench sweep` measures the rest"]
+    return f"{shown}\n\nMACs at 224 px or the model's own size. {', '.join(facts)}."
+
+
+def _points(course: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Time at two sizes, memory at the larger, exponents in pixels; nothing where nothing was measured."""
+    at = {side: i for i, side in enumerate(course.get("sides", ()))}
+    times = [f"{course['seconds'][at[side]] * 1e3:.1f} ms" if side in at else "" for side in (224, 896)]
+    memory = f"{course['bytes'][at[896]] / 2**20:.0f} MiB" if 896 in at else ""
+    grows = [f"{course[k]:.2f}" for k in ("time_exponent", "memory_exponent") if course.get(k) is not None]
+    return times[0], times[1], memory, ", ".join(grows)
 
 
 # --- reference -------------------------------------------------------------------------------------------------------
