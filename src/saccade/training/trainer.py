@@ -64,8 +64,9 @@ class Options:
         warmup: steps of linear warm-up.
         hold: fraction of the steps at the peak rate before the cosine begins.
         loss: ``l1`` or ``l2``, for networks without a loss of their own.
-        optimiser: ``adam``, ``adamw`` or ``muon`` (matrices and kernels; the rest by Adam).
-        weight_decay: of adamw and muon.
+        optimiser: ``adam``, ``adamw``, ``sgd`` (Nesterov momentum 0.9) or ``muon`` (matrices and kernels; the rest by
+            Adam).
+        weight_decay: of adamw, sgd and muon.
         clip: bound on the norm of the gradient, 0 for none.
         ema: decay of the weight average, 0 for none.
         phase: stage of models that train in stages.
@@ -120,13 +121,38 @@ class Options:
         """Options that the network is made with, beside the user's own."""
         return {}
 
-    def examples(self, pictures: Sequence[Path], model: nn.Module) -> Examples:
+    def examples(self, pictures: Sequence[Any], model: nn.Module) -> Examples:
         """What the network is trained on."""
         raise NotImplementedError
 
-    def measurer(self, pictures: Sequence[Path], model: nn.Module) -> Callable[[nn.Module], float]:
+    def measurer(self, pictures: Sequence[Any], model: nn.Module) -> Callable[[nn.Module], float]:
         """A function that gives the figure of a network on the pictures that were held out."""
         raise NotImplementedError
+
+    def split(self) -> tuple[Sequence[Any], Sequence[Any]]:
+        """What is trained on, and what is held out to measure on."""
+        pictures = photographs(self.data)
+        held = photographs(self.validate) if self.validate else pictures[::16]
+        if not self.validate:
+            pictures = [p for p in pictures if p not in held] or pictures
+        return pictures, held
+
+    def loss_function(self, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of what goes in and what is wanted: the network's own, else L1 or L2 of its output."""
+        own = getattr(model, "training_loss", None)
+        if own is not None:
+            return lambda low, high: own(low, high, self.phase)
+        measure = F.l1_loss if self.loss == "l1" else F.mse_loss
+        return lambda low, high: measure(model(low), high)
+
+    def groups(self, model: Any) -> list[dict[str, Any]]:
+        """What is trained, with settings of its own for each group."""
+        of_phase = getattr(model, "phase_parameters", None)
+        return [{"params": list(of_phase(self.phase)) if of_phase else [*filter(_learns, model.parameters())]}]
+
+    def metadata(self) -> dict[str, str]:
+        """What the file of weights tells beside the network."""
+        return {}
 
     def start_from(self, model: nn.Module) -> str:
         """Load what fits of ``start``; returns what was done, in words."""
@@ -173,7 +199,7 @@ class Options:
             raise UsageError(f"--optimiser is {', '.join(OPTIMISERS)}, not {self.optimiser!r}")
 
 
-OPTIMISERS = ("adam", "adamw", "muon")
+OPTIMISERS = ("adam", "adamw", "sgd", "muon")
 
 
 #: options that a resumed run may change
@@ -221,17 +247,8 @@ class Average:
         torch._foreach_lerp_(old, new, 1 - decay)
 
 
-def _loss_function(model: Any, options: Options) -> Callable[[Tensor, Tensor], Tensor]:
-    own = getattr(model, "training_loss", None)
-    if own is not None:
-        return lambda low, high: own(low, high, options.phase)
-    measure = F.l1_loss if options.loss == "l1" else F.mse_loss
-    return lambda low, high: measure(model(low), high)
-
-
-def _parameters(model: Any, phase: int) -> list[nn.Parameter]:
-    of_phase = getattr(model, "phase_parameters", None)
-    return list(of_phase(phase)) if of_phase else [p for p in model.parameters() if p.requires_grad]
+def _learns(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad
 
 
 def start_from(model: nn.Module, path: str, without: Callable[[Any], tuple[str, ...]] = lambda given: ()) -> str:
@@ -275,14 +292,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _optimiser(parameters: list[nn.Parameter], options: Options) -> torch.optim.Optimizer:
+def _optimiser(groups: list[dict[str, Any]], options: Options) -> torch.optim.Optimizer:
     if options.optimiser == "adam":
-        return torch.optim.Adam(parameters, lr=options.rate, betas=(0.9, 0.99))
+        return torch.optim.Adam([{**g, "weight_decay": 0.0} for g in groups], lr=options.rate, betas=(0.9, 0.99))
     if options.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, lr=options.rate, weight_decay=options.weight_decay)
+        return torch.optim.AdamW(groups, lr=options.rate, weight_decay=options.weight_decay)
+    if options.optimiser == "sgd":
+        decay = options.weight_decay
+        return torch.optim.SGD(groups, lr=options.rate, momentum=0.9, nesterov=True, weight_decay=decay)
     from saccade.training.muon import Muon
 
-    return Muon(parameters, lr=options.rate, weight_decay=options.weight_decay)
+    return Muon([p for g in groups for p in g["params"]], lr=options.rate, weight_decay=options.weight_decay)
 
 
 class Run:
@@ -363,10 +383,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     fabric.launch()
     leading = fabric.is_global_zero
 
-    pictures = photographs(options.data)
-    held = photographs(options.validate) if options.validate else pictures[::16]
-    if not options.validate:
-        pictures = [p for p in pictures if p not in held] or pictures
+    pictures, held = options.split()
     run = Run(options)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -384,7 +401,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
         if leading:
             say(started)
 
-    optimiser: Any = _optimiser(_parameters(raw, options.phase), options)
+    optimiser: Any = _optimiser(options.groups(raw), options)
     average = Average(raw, options.ema)
     first, seconds = 0, 0.0
     if kept is not None:
@@ -400,7 +417,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     for name in ("training_loss",):
         if hasattr(raw, name):
             model.mark_forward_method(name)
-    loss_of = _loss_function(model, options)
+    loss_of = options.loss_function(model)
     if options.compile:
         loss_of = torch.compile(loss_of)
     writer = _writer(run.folder) if leading else None
@@ -450,7 +467,8 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
                     for name in ("loss", options.FIGURE, "rate"):
                         writer.add_scalar(name, run.course[-1][name], done)
                     writer.flush()
-                save(final, run.weights, **{"step": str(done), options.FIGURE: f"{found:.3f}"})
+                told = {"step": str(done), options.FIGURE: f"{found:.3f}", **options.metadata()}
+                save(final, run.weights, **told)
                 run.report(options, time.monotonic() - began)
                 loss_was, passed = run.course[-1]["loss"], time.monotonic() - began
                 say(f"step {done:>7,}  loss {loss_was:.5f}  {options.FIGURE} {found:.3f}  {passed:,.0f} s")
