@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,12 +12,7 @@ from saccade.ops.ssim import blockwise, gaussian, similarity
 CONSTANTS = {"c1": 1e-4, "c2": 9e-4, "level": 0.5}
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def planes(*shape: int, dtype: torch.dtype = torch.float32, noise: float = 0.2) -> tuple[Tensor, Tensor]:

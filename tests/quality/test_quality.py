@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +31,7 @@ from saccade.quality import (
 DATA = Path(os.environ.get("SACCADE_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pair(*shape: int, noise: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:

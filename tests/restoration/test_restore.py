@@ -161,3 +161,12 @@ def test_a_global_network_on_tiles_says_so(tmp_path: Path) -> None:
     tiled = worker.picture(tmp_path / "a.png", tmp_path / "c.png")
     assert tiled.tiles > 1
     assert "approximation" in tiled.notices[0]
+
+
+def test_every_file_of_weights_is_its_own_network(weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    saccade.save(saccade.create("cleaner", weights=None), other)
+    worker = Restorer(model=weights, backend="torch")
+    first, second = worker._loaded(weights), worker._loaded(other)
+    assert (first.saccade_name, second.saccade_name) == ("cleaner_small", "cleaner")
+    assert worker._loaded(weights) is first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.budget import check_budget
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -47,13 +49,7 @@ def upscale(
     overwrite: Overwrite = False,
 ) -> None:
     """The main job in memory, beside other engines, resizers and networks."""
-    sides = parse_sides(size)
-    _check(threads, out, overwrite)
-    from saccade.bench.upscale import run
-
-    with _bars() as bars:
-        result = run(sides, scale=scale, model=model, threads=threads, rounds=repeats, compiled=compiled, advance=bars)
-    _report(result, json, out, overwrite)
+    _measure("upscale", **locals())
 
 
 @app.command()
@@ -69,15 +65,9 @@ def process(
     overwrite: Overwrite = False,
 ) -> None:
     """From the shell to a written JPEG, start-up included."""
-    sides = parse_sides(size)
-    _check(threads, out, overwrite)
     if source is not None and not source.is_file():
         raise InputError(f"cannot read {source}: no such file")
-    from saccade.bench.process import run
-
-    with _bars() as bars:
-        result = run(source, sides, scale=scale, model=model, threads=threads, rounds=repeats, advance=bars)
-    _report(result, json, out, overwrite)
+    _measure("process", **locals())
 
 
 @app.command()
@@ -91,13 +81,7 @@ def espcn(
     overwrite: Overwrite = False,
 ) -> None:
     """Sub-pixel convolution beside the same layers on the enlarged picture."""
-    sides = parse_sides(size)
-    _check(threads, out, overwrite)
-    from saccade.bench.espcn import run
-
-    with _bars() as bars:
-        result = run(sides, scale=scale, threads=threads, rounds=repeats, advance=bars)
-    _report(result, json, out, overwrite)
+    _measure("espcn", **locals())
 
 
 @app.command()
@@ -113,22 +97,8 @@ def pcsr(
     overwrite: Overwrite = False,
 ) -> None:
     """Pixels routed to a heavy or a light sampler, beside every pixel heavy."""
-    sides = parse_sides(size)
-    _check(threads, out, overwrite)
-    from saccade.bench.pcsr import run
-    from saccade.budget import check_budget
-
-    with _bars() as bars:
-        result = run(
-            sides,
-            scale=scale,
-            model=model,
-            budget=check_budget(budget),
-            threads=threads,
-            rounds=repeats,
-            advance=bars,
-        )
-    _report(result, json, out, overwrite)
+    check_budget(budget)
+    _measure("pcsr", **locals())
 
 
 @app.command(name="fast_scaling")
@@ -143,45 +113,117 @@ def fast_scaling(
     overwrite: Overwrite = False,
 ) -> None:
     """A backbone grown so that it stays fast, beside other ways to grow it."""
-    _check(threads, out, overwrite)
     if batch < 1:
         raise UsageError(f"--batch is at least 1, got {batch}")
-    from saccade.bench.fast_scaling import run
+    _measure("fast_scaling", **locals())
 
-    with _bars() as bars:
-        result = run(base, macs=macs, batch=batch, threads=threads, rounds=repeats, advance=bars)
-    _report(result, json, out, overwrite)
+
+Systems = Annotated[list[str] | None, typer.Option("--system", help="A slug; may be repeated.  [default: all]")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--size", help="Width x height; may be repeated.  [default: the suite's two]"),
+]
+Memory = Annotated[bool, typer.Option(help="Measure peak memory too.")]
+Extras = Annotated[bool, typer.Option(help="Run the systems' own further rows too.")]
 
 
 @app.command()
 def restoration(
-    system: Annotated[list[str] | None, typer.Option(help="A slug; may be repeated.  [default: all]")] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="Width x height; may be repeated.  [default: 512x512, 1920x1080]")
-    ] = None,
+    system: Systems = None,
+    size: Sizes = None,
     threads: Threads = 0,
     repeats: Repeats = 5,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
-    extras: Annotated[bool, typer.Option(help="Run the systems' own further rows too.")] = True,
+    memory: Memory = True,
+    extras: Extras = True,
     json: AsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Restoration networks beside their official algorithms run plainly: time and memory."""
-    sides = [parse_sides(text) for text in size or ()]
-    _check(threads, out, overwrite)
-    from saccade.bench.restoration import SIZES, run
+    _contests("restoration", **locals())
 
+
+@app.command()
+def backbones(
+    system: Systems = None,
+    size: Sizes = None,
+    threads: Threads = 0,
+    repeats: Repeats = 5,
+    memory: Memory = True,
+    extras: Extras = True,
+    json: AsJson = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Backbones beside their official algorithms run plainly: time and memory."""
+    _contests("backbones", **locals())
+
+
+@app.command()
+def sweep(
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated.  [default: one a system]")] = None,
+    side: Annotated[
+        list[int] | None, typer.Option(help="Pixels; may be repeated.  [default: seven from 224 to 1792]")
+    ] = None,
+    threads: Threads = 0,
+    picture: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG.")] = None,
+    json: AsJson = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time and memory of backbones from small pictures to large ones, with the exponent of their growth."""
+    import json as json_module
+
+    from saccade.bench.sweep import SIDES, plot, run
+    from saccade.checkpoint import write_bytes
+
+    _check(threads, out, overwrite)
     with _bars() as bars:
-        result = run(
-            system or (),
-            sides or SIZES,
-            threads=threads,
-            rounds=repeats,
-            memory=memory,
-            extras=extras,
-            advance=bars,
+        found = run(model or (), side or SIDES, threads=threads, advance=bars)
+    told = json_module.dumps(found.to_dict(), indent=1)
+    if out is not None:
+        write_bytes(out, told.encode() + b"\n")
+    if picture is not None:
+        plot(found, picture)
+    if json:
+        typer.echo(told)
+        return
+    for c in found.courses:
+        points = (
+            f"{s} px {t * 1e3:.1f} ms {b / 2**20:.0f} MiB" for s, t, b in zip(c.sides, c.seconds, c.bytes, strict=True)
         )
+        grows = ", ".join(f"{e:.2f}" for e in (c.time_exponent, c.memory_exponent) if e is not None)
+        typer.echo("\t".join((c.model, *points, f"exponents {grows}", c.note)))
+    typer.echo(f"# {found.machine}; {found.others:.1f} threads of others", err=True)
+
+
+def _contests(suite: str, *, system: list[str] | None, size: list[str] | None, **options: Any) -> None:
+    """Run a suite in which every system brings contests."""
+    sizes = [parse_sides(text) for text in size or ()]
+    _measure(suite, chosen=system or (), sizes=sizes, **options)
+
+
+def _measure(
+    suite: str,
+    *,
+    threads: int,
+    repeats: int,
+    json: bool,
+    out: Path | None,
+    overwrite: bool,
+    size: str | None = None,
+    **options: Any,
+) -> None:
+    """Run ``saccade.bench.<suite>`` and report.
+
+    ``size`` is as `parse_sides` reads it, where the suite takes one; ``options`` are the suite's own, by name.
+    """
+    if size is not None:
+        options["size"] = parse_sides(size)
+    _check(threads, out, overwrite)
+    run = importlib.import_module(f"saccade.bench.{suite}").run
+    with _bars() as bars:
+        result = run(threads=threads, rounds=repeats, advance=bars, **options)
     _report(result, json, out, overwrite)
 
 

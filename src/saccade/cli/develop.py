@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from saccade.cli.batch import check_quality, run
+from saccade.cli.options import AsJson, BudgetOfISP, Format, LearntISP, Output, Overwrite, Threads
 from saccade.errors import UsageError
 
 __all__ = ["describe", "develop", "names_file"]
@@ -15,23 +16,21 @@ __all__ = ["describe", "develop", "names_file"]
 
 def develop(
     inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="RAW files, folders or globs.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
-    ] = None,
+    output: Output = None,
     white_balance: Annotated[
         str | None, typer.Option(help="camera, auto (grey world) or factors R,G,B.  [default: camera, or the model's]")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="File of a learnt ISP (saccade list 'model_isp*').")] = None,
+    model: LearntISP = None,
     tone: Annotated[str | None, typer.Option(help="smooth, srgb or linear.  [default: smooth, or the model's]")] = None,
     bits: Annotated[int, typer.Option(help="Of a sample, 8 or 16.")] = 8,
     exposure: Annotated[float, typer.Option(help="Stops to brighten by.")] = 0.0,
     demosaic: Annotated[str, typer.Option(help="malvar or bilinear.")] = "malvar",
-    budget: Annotated[float | None, typer.Option(help="Share of the learnt ISP's encoders to run, in (0, 1].")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
-    format: Annotated[str | None, typer.Option(help="jpeg, png, webp, tiff, avif; default: by the suffix.")] = None,  # noqa: A002
+    budget: BudgetOfISP = None,
+    threads: Threads = 0,
+    format: Format = None,  # noqa: A002
     quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP and AVIF.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Develop RAW files of cameras with a Bayer sensor; needs the extra ``raw``.
 

@@ -8,26 +8,25 @@ from typing import Annotated
 import typer
 
 from saccade.cli.batch import check_quality, parse_bytes, run
+from saccade.cli.options import AsJson, Device, Flatten, Format, MaxMemory, Output, Overwrite, Threads
 from saccade.cli.shrink import describe, parse_size
 
 
 def enlarge(
     inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures of `saccade shrink`, folders, globs.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
-    ] = None,
+    output: Output = None,
     size: Annotated[
         str | None, typer.Option(help="Width x height to enlarge to.  [default: as the picture's note says]")
     ] = None,
     model: Annotated[str, typer.Option(help="The name or file of weights that shrank it.")] = "iarn",
-    max_memory: Annotated[str, typer.Option(help="Bound on this process's memory.")] = "1GB",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
-    format: Annotated[str | None, typer.Option(help="jpeg, png, webp, tiff, avif; default: by the suffix.")] = None,  # noqa: A002
+    max_memory: MaxMemory = "1GB",
+    device: Device = "auto",
+    threads: Threads = 0,
+    format: Format = None,  # noqa: A002
     quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP, AVIF.")] = None,
-    flatten: Annotated[bool, typer.Option(help="Blend transparency onto white where the format has none.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    flatten: Flatten = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Enlarge what `saccade shrink` made; size and network are read from the file.
 

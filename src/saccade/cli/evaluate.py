@@ -42,6 +42,6 @@ def evaluate(
         return
     for folder, figures in rows.items():
         told = "  ".join(
-            f"{name} {value:.4f}" if "ssim" in name else f"{name} {value:.2f}" for name, value in figures.items()
+            f"{name} {value:.{4 if 'ssim' in name or 'srcc' in name else 2}f}" for name, value in figures.items()
         )
         typer.echo(f"{Path(folder).name:<12} {f'x{enlarges}  ' if enlarges else ''}{told}")

@@ -9,16 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from saccade.cli.batch import check_quality, parse_bytes, run
+from saccade.cli.options import (
+    AsJson,
+    Budget,
+    Device,
+    Flatten,
+    Format,
+    Inputs,
+    MaxMemory,
+    Output,
+    Overwrite,
+    Quality,
+    Threads,
+)
 
 
 def restore(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, clips, folders or globs.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
-    ] = None,
+    inputs: Inputs,
+    output: Output = None,
     task: Annotated[str, typer.Option(help="auto (noise and JPEG), denoise, jpeg, weather or deblur.")] = "auto",
     model: Annotated[str, typer.Option(help="auto, a name (saccade list --task restoration) or a file.")] = "auto",
-    budget: Annotated[float | None, typer.Option(help="Fraction of the full cost to spend, in (0, 1].")] = None,
+    budget: Budget = None,
     perception: Annotated[
         float | None, typer.Option(help="0 least error ... 1 natural statistics: deep optimal transport.")
     ] = None,
@@ -26,15 +37,15 @@ def restore(
         Path | None, typer.Option(help="Statistics for --perception; default: those of the model.")
     ] = None,
     psf: Annotated[Path | None, typer.Option(help="With --task deblur: .npy of the point spread function.")] = None,
-    max_memory: Annotated[str, typer.Option(help="Bound on this process's memory.")] = "1GB",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    max_memory: MaxMemory = "1GB",
+    device: Device = "auto",
     backend: Annotated[str, typer.Option(help="auto (the fastest that works), openvino or torch.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
-    format: Annotated[str | None, typer.Option(help="jpeg, png, webp, tiff, avif; default: by the suffix.")] = None,  # noqa: A002
-    quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP, AVIF; CRF for clips.")] = None,
-    flatten: Annotated[bool, typer.Option(help="Blend transparency onto white where the format has none.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    threads: Threads = 0,
+    format: Format = None,  # noqa: A002
+    quality: Quality = None,
+    flatten: Flatten = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Repair pictures and clips: noise, JPEG blocks, rain and snow, known blur; metadata, alpha and sound are kept.
 

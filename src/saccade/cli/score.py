@@ -11,24 +11,26 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from saccade.cli.options import Budget, Overwrite, Pictures, Threads
 from saccade.errors import InputError, UsageError
 from saccade.io.files import check_target, reason
 
 if TYPE_CHECKING:
+    from saccade.quality.reiqa.engine import Backend
     from saccade.quality.reiqa.scoring import Score
 
 
 def score(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, folders or globs.")],
+    inputs: Pictures,
     model: Annotated[str, typer.Option(help="A name (saccade list --task 'image quality') or a file.")] = "reiqa_small",
     regressor: Annotated[
         Path | None, typer.Option(help="A regressor of your own (saccade train iqa); default: the model's.")
     ] = None,
-    budget: Annotated[float | None, typer.Option(help="Fraction of the full cost to spend, in (0, 1].")] = None,
+    budget: Budget = None,
     side: Annotated[int, typer.Option(help="Pictures with a longer side are reduced to it, pixels.")] = 2048,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
     sort: Annotated[bool, typer.Option("--sort", help="Best first.")] = False,
@@ -36,9 +38,9 @@ def score(
     worst: Annotated[int, typer.Option(help="Only the worst so many, worst first.")] = 0,
     copy: Annotated[Path | None, typer.Option(help="Copy the pictures of the table into this folder.")] = None,
     move: Annotated[Path | None, typer.Option(help="Move the pictures of the table into this folder.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
+    threads: Threads = 0,
     backend: Annotated[str, typer.Option(help="auto (the fastest installed), openvino or torch.")] = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Score pictures by how good they look: about 100 for a clean photograph, 0 for a spoilt one.
@@ -56,7 +58,8 @@ def score(
         check_target(csv, overwrite)
     if copy is not None or move is not None:
         _folder(copy or move)
-    scorer = Scorer(model, regressor, budget=budget, side=side, backend=backend, threads=threads)  # type: ignore[arg-type]
+    asked = cast("Backend", backend)  # the scorer refuses what is none
+    scorer = Scorer(model, regressor, budget=budget, side=side, backend=asked, threads=threads)
     began, rows = time.perf_counter(), []
     with bar("scoring", len(files)) as advance:
         for row in scorer.scores(files):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saccade.cli.batch import parse_bytes, run
+from saccade.cli.options import AsJson, Device, MaxMemory, Overwrite, Pictures, Threads
 from saccade.errors import UsageError
 
 __all__ = ["parse_scale", "parse_size", "shrink"]
@@ -46,18 +47,18 @@ def parse_scale(text: str | None) -> tuple[float, float] | None:
 
 
 def shrink(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, folders or globs.")],
+    inputs: Pictures,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="PNG file or folder; default beside the input.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="Width x height of the small picture, e.g. 1237x820.")] = None,
     scale: Annotated[str | None, typer.Option(help="By how much: 2.5, or 1.6x2.9 for width and height.")] = None,
     model: Annotated[str, typer.Option(help="A name (saccade list 'iarn*') or a file of weights.")] = "iarn",
-    max_memory: Annotated[str, typer.Option(help="Bound on this process's memory.")] = "1GB",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    max_memory: MaxMemory = "1GB",
+    device: Device = "auto",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Shrink pictures to PNGs that look like ordinary small ones and hold what `saccade enlarge` needs.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,27 @@ from saccade.errors import UsageError
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Train a network on your own pictures."
 )
+
+Data = Annotated[Path, typer.Option(help="Folder of training photographs.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished run there is continued.")]
+Validate = Annotated[Path | None, typer.Option(help="Pictures for the PSNR; default: every 16th of --data.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+Batch = Annotated[int, typer.Option(help="Crops a step and device.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate (Adam).")]
+Warmup = Annotated[int, typer.Option(help="Steps of linear warm-up.")]
+Hold = Annotated[float, typer.Option(help="Fraction of the steps at the peak rate before the cosine.")]
+Clip = Annotated[float, typer.Option(help="Bound on the norm of the gradient; 0 for none.")]
+Ema = Annotated[float, typer.Option(help="Decay of the weight average; 0 for none.")]
+Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed, ...")]
+ValidateEvery = Annotated[int, typer.Option(help="Steps between validations.")]
+SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights and crops.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the step through torch.compile.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
+Devices = Annotated[str, typer.Option(help="How many, or auto.")]
+Nodes = Annotated[int, typer.Option(help="Machines (torchrun sets its own).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the run's course as JSON at the end.")]
 
 
 @app.callback()
@@ -28,208 +50,189 @@ app.command("reiqa")(train_reiqa)
 @app.command("sr")
 def super_resolution(
     model: Annotated[str, typer.Option(help="Registered name (saccade list --task super-resolution).")],
-    data: Annotated[Path, typer.Option(help="Folder of training photographs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished run there is continued.")],
+    data: Data,
+    out: Out,
     scale: Annotated[int, typer.Option(help="Enlargement.")] = 2,
-    validate: Annotated[Path | None, typer.Option(help="Pictures for the PSNR; default: every 16th of --data.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 40_000,
-    batch: Annotated[int, typer.Option(help="Crops a step and device.")] = 16,
+    validate: Validate = None,
+    steps: Steps = 40_000,
+    batch: Batch = 16,
     patch: Annotated[int, typer.Option(help="Side of the low-resolution crop, pixels.")] = 48,
     shrink: Annotated[
         str, typer.Option(help="Sizes at which each photograph is taken, e.g. 0.75,0.5: finer detail per pixel.")
     ] = "1",
-    rate: Annotated[float, typer.Option(help="Peak learning rate (Adam).")] = 1e-3,
-    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 300,
-    hold: Annotated[float, typer.Option(help="Fraction of the steps at the peak rate before the cosine.")] = 0.0,
+    rate: Rate = 1e-3,
+    warmup: Warmup = 300,
+    hold: Hold = 0.0,
     loss: Annotated[str, typer.Option(help="l1 or l2.")] = "l1",
-    ema: Annotated[float, typer.Option(help="Decay of the weight average; 0 for none.")] = 0.999,
+    ema: Ema = 0.999,
     phase: Annotated[int, typer.Option(help="Stage of models that train in stages (PCSR: 0, then 1).")] = 0,
     start: Annotated[Path | None, typer.Option(help="Weights to start from, also of another scale.")] = None,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed, ...")] = "32-true",
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 2_000,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of weights and crops.")] = 0,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the step through torch.compile.")] = False,  # noqa: A002
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    devices: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
-    nodes: Annotated[int, typer.Option(help="Machines (torchrun sets its own).")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print the run's course as JSON at the end.")] = False,
+    precision: Precision = "32-true",
+    validate_every: ValidateEvery = 2_000,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    compile: Compile = False,  # noqa: A002
+    threads: Threads = 0,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    json: AsJson = False,
 ) -> None:
     """Train a super-resolution network; killed at any moment, the same command goes on from the last checkpoint.
 
     One device to many machines: torchrun --nnodes N --nproc-per-node K -m saccade.cli train sr ... (same options).
     """
+    given = locals()
     from saccade.training.super_resolution import Options, train
 
-    options = Options(
-        model=model,
-        data=str(data),
-        out=str(out),
-        scale=scale,
-        validate=None if validate is None else str(validate),
-        steps=steps,
-        batch=batch,
-        patch=patch,
-        shrink=_sizes(shrink),
-        rate=rate,
-        warmup=warmup,
-        hold=hold,
-        loss=loss,
-        ema=ema,
-        phase=phase,
-        start=None if start is None else str(start),
-        precision=precision,
-        validate_every=validate_every,
-        save_every=save_every,
-        seed=seed,
-        compile=compile,
-        threads=threads,
-        accelerator=accelerator,
-        devices=devices,
-        nodes=nodes,
-    )
-    made = train(options, say=lambda line: typer.echo(line, err=json))
-    if json:
-        typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
-    else:
-        typer.echo(f"{made}  (saccade upscale --model {made} ...)")
+    _run(Options, train, given, then="upscale")
 
 
 @app.command("restoration")
 def restoration(
     model: Annotated[str, typer.Option(help="Registered name (saccade list --task restoration).")],
     data: Annotated[Path, typer.Option(help="Folder of clean training photographs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished run there is continued.")],
+    out: Out,
     degrade: Annotated[str, typer.Option(help="What is put on them: noise-jpeg, weather, clean.")] = "noise-jpeg",
-    validate: Annotated[Path | None, typer.Option(help="Pictures for the PSNR; default: every 16th of --data.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10_000,
-    batch: Annotated[int, typer.Option(help="Crops a step and device.")] = 8,
+    validate: Validate = None,
+    steps: Steps = 10_000,
+    batch: Batch = 8,
     patch: Annotated[int, typer.Option(help="Side of the crop, pixels.")] = 64,
     shrink: Annotated[
         str, typer.Option(help="Sizes at which each photograph is taken, e.g. 1,0.5: finer detail per pixel.")
     ] = "1",
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 100,
-    hold: Annotated[float, typer.Option(help="Fraction of the steps at the peak rate before the cosine.")] = 0.0,
+    warmup: Warmup = 100,
+    hold: Hold = 0.0,
     loss: Annotated[str, typer.Option(help="l1 or l2, for networks without a loss of their own.")] = "l1",
     optimiser: Annotated[str, typer.Option(help="adam, adamw or muon.")] = "adam",
     weight_decay: Annotated[float, typer.Option(help="Of adamw and muon.")] = 0.0,
-    clip: Annotated[float, typer.Option(help="Bound on the norm of the gradient; 0 for none.")] = 0.0,
-    ema: Annotated[float, typer.Option(help="Decay of the weight average; 0 for none.")] = 0.999,
+    clip: Clip = 0.0,
+    ema: Ema = 0.999,
     phase: Annotated[int, typer.Option(help="Stage of models that train in stages.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed, ...")] = "32-true",
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1_000,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
-    seed: Annotated[int, typer.Option(help="Seed of weights and crops.")] = 0,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the step through torch.compile.")] = False,  # noqa: A002
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    devices: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
-    nodes: Annotated[int, typer.Option(help="Machines (torchrun sets its own).")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print the run's course as JSON at the end.")] = False,
+    precision: Precision = "32-true",
+    validate_every: ValidateEvery = 1_000,
+    save_every: SaveEvery = 250,
+    seed: Seed = 0,
+    compile: Compile = False,  # noqa: A002
+    threads: Threads = 0,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    json: AsJson = False,
 ) -> None:
     """Train a restoration network on clean photographs that are degraded as they are drawn.
 
     Killed at any moment, the same command goes on from the last checkpoint.
     """
+    given = locals()
     from saccade.training.restoration import Options, train
 
-    options = Options(
-        model=model,
-        data=str(data),
-        out=str(out),
-        degrade=degrade,
-        validate=None if validate is None else str(validate),
-        steps=steps,
-        batch=batch,
-        patch=patch,
-        shrink=_sizes(shrink),
-        rate=rate,
-        warmup=warmup,
-        hold=hold,
-        loss=loss,
-        optimiser=optimiser,
-        weight_decay=weight_decay,
-        clip=clip,
-        ema=ema,
-        phase=phase,
-        start=None if start is None else str(start),
-        precision=precision,
-        validate_every=validate_every,
-        save_every=save_every,
-        seed=seed,
-        compile=compile,
-        threads=threads,
-        accelerator=accelerator,
-        devices=devices,
-        nodes=nodes,
-    )
-    made = train(options, say=lambda line: typer.echo(line, err=json))
-    if json:
-        typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
-    else:
-        typer.echo(f"{made}  (saccade restore --model {made} ...)")
+    _run(Options, train, given, then="restore")
 
 
 @app.command("rescaling")
 def rescaling(
-    data: Annotated[Path, typer.Option(help="Folder of training photographs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; an unfinished run there is continued.")],
+    data: Data,
+    out: Out,
     model: Annotated[str, typer.Option(help="Registered name.")] = "iarn",
-    validate: Annotated[Path | None, typer.Option(help="Pictures for the PSNR; default: every 16th of --data.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7_000,
-    batch: Annotated[int, typer.Option(help="Crops a step and device.")] = 8,
+    validate: Validate = None,
+    steps: Steps = 7_000,
+    batch: Batch = 8,
     patch: Annotated[int, typer.Option(help="Side of the small picture at factor 2, pixels.")] = 24,
     shrink: Annotated[str, typer.Option(help="Sizes at which each photograph is taken.")] = "1,0.6",
     start_crops: Annotated[int, typer.Option(help="Batches that the linear start is solved on; 0: zeros.")] = 80,
-    rate: Annotated[float, typer.Option(help="Peak learning rate (Adam).")] = 1e-3,
-    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 50,
-    clip: Annotated[float, typer.Option(help="Bound on the norm of the gradient; 0 for none.")] = 0.5,
-    ema: Annotated[float, typer.Option(help="Decay of the weight average; 0 for none.")] = 0.999,
+    rate: Rate = 1e-3,
+    warmup: Warmup = 50,
+    clip: Clip = 0.5,
+    ema: Ema = 0.999,
     start: Annotated[Path | None, typer.Option(help="Weights to start from, in place of the linear start.")] = None,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 3_500,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
-    seed: Annotated[int, typer.Option(help="Seed of weights and crops.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    devices: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print the run's course as JSON at the end.")] = False,
+    validate_every: ValidateEvery = 3_500,
+    save_every: SaveEvery = 250,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    json: AsJson = False,
 ) -> None:
     """Train one network for rescaling by all factors (IARN), from a start that is solved for.
 
     Killed at any moment, the same command goes on from the last checkpoint.
     """
+    given = locals()
     from saccade.restoration.iarn.training import Options, train
 
-    options = Options(
-        model=model,
-        data=str(data),
-        out=str(out),
-        validate=None if validate is None else str(validate),
-        steps=steps,
-        batch=batch,
-        patch=patch,
-        shrink=_sizes(shrink),
-        start_crops=start_crops,
-        rate=rate,
-        warmup=warmup,
-        clip=clip,
-        ema=ema,
-        start=None if start is None else str(start),
-        validate_every=validate_every,
-        save_every=save_every,
-        seed=seed,
-        threads=threads,
-        accelerator=accelerator,
-        devices=devices,
-    )
-    made = train(options, say=lambda line: typer.echo(line, err=json))
-    if json:
+    _run(Options, train, given, then="shrink")
+
+
+@app.command("classify")
+def classify(
+    model: Annotated[str, typer.Option(help="Registered name (saccade list --task classification).")],
+    data: Annotated[
+        str, typer.Option(help="Folder of a folder a class, of webdataset shards, or hf:NAME@SPLIT (Hugging Face).")
+    ],
+    out: Out,
+    recipe: Annotated[
+        str, typer.Option(help="modern, plain, resnet_rs or fast_scaling; options below win.")
+    ] = "modern",
+    validate: Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")] = None,
+    steps: Steps = 20_000,
+    batch: Annotated[int, typer.Option(help="Pictures a step and device.")] = 64,
+    patch: Annotated[int, typer.Option("--size", help="Side of the pictures, pixels.")] = 224,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: the recipe's]")] = None,
+    warmup: Warmup = 300,
+    optimiser: Annotated[str | None, typer.Option(help="adamw, sgd, adam, muon.  [default: the recipe's]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of matrices.  [default: the recipe's]")] = None,
+    clip: Clip = 0.0,
+    ema: Annotated[float | None, typer.Option(help="Decay of the average; 0: none.  [default: the recipe's]")] = None,
+    operations: Annotated[int | None, typer.Option(help="Of RandAugment; 0: none.  [default: the recipe's]")] = None,
+    magnitude: Annotated[int | None, typer.Option(help="Of RandAugment, 0 to 30.  [default: the recipe's]")] = None,
+    erasing: Annotated[float | None, typer.Option(help="Probability.  [default: the recipe's]")] = None,
+    mixup: Annotated[float | None, typer.Option(help="Of its Beta; 0: none.  [default: the recipe's]")] = None,
+    cutmix: Annotated[float | None, typer.Option(help="Of its Beta; 0: none.  [default: the recipe's]")] = None,
+    smoothing: Annotated[float | None, typer.Option(help="Of the labels.  [default: the recipe's]")] = None,
+    drop: Annotated[float | None, typer.Option(help="Before the classifier.  [default: the recipe's]")] = None,
+    drop_path: Annotated[float, typer.Option(help="Stochastic depth, where the network has it.")] = 0.0,
+    start: Annotated[Path | None, typer.Option(help="Weights to start from, also of other classes.")] = None,
+    precision: Precision = "32-true",
+    validate_every: ValidateEvery = 1_000,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    compile: Compile = False,  # noqa: A002
+    workers: Annotated[int, typer.Option(help="Processes that decode; 0: none.")] = 2,
+    threads: Threads = 0,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    json: AsJson = False,
+) -> None:
+    """Train a classifier on pictures with classes; killed at any moment, the same command goes on.
+
+    One device to many machines: torchrun --nnodes N --nproc-per-node K -m saccade.cli train classify ... (as here).
+    """
+    given = locals()
+    from saccade.training.classification import Options, train
+
+    _run(Options.of_recipe, train, given, then="cost")
+
+
+def _run(make: Callable[..., Any], train: Callable[..., Path], given: dict[str, Any], *, then: str) -> None:
+    """Train, and print the end.
+
+    Args:
+        make: of a run's options.
+        train: of them and ``say``; returns the file of weights.
+        given: a command's own arguments: the options by name, and ``json``.
+        then: the verb that uses such weights.
+    """
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name != "json"}
+    options = make(**told | ({"shrink": _sizes(given["shrink"])} if "shrink" in given else {}))
+    made = train(options, say=lambda line: typer.echo(line, err=given["json"]))
+    if given["json"]:
         typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
     else:
-        typer.echo(f"{made}  (saccade shrink --model {made} ...)")
+        typer.echo(f"{made}  (saccade {then} --model {made} ...)")
 
 
 def _sizes(text: str) -> tuple[float, ...]:

@@ -9,10 +9,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.cli.options import Budget, Threads
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.io.files import check_target, reason
 
@@ -37,11 +39,11 @@ def train_iqa(
     out: Annotated[Path, typer.Option("-o", "--out", help="The regressor, a .safetensors file.")],
     data: Annotated[Path | None, typer.Option(help="Folder that the names start from; default: the CSV's.")] = None,
     model: Annotated[str, typer.Option(help="A name (saccade list --task 'image quality') or a file.")] = "reiqa_small",
-    budget: Annotated[float | None, typer.Option(help="Fraction of the full cost to spend, in (0, 1].")] = None,
+    budget: Budget = None,
     side: Annotated[int, typer.Option(help="Pictures with a longer side are reduced to it, pixels.")] = 2048,
     splits: Annotated[int, typer.Option(help="Random 80/20 splits by content for the figures.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
+    threads: Threads = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -78,9 +80,9 @@ def train_iqa(
 def train_reiqa(
     data: Annotated[Path, typer.Option(help="Folder of photographs.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The weights, a .safetensors file.")],
-    steps: Annotated[int, typer.Option(help="Steps of the quality encoder.")] = 4000,
-    content_steps: Annotated[int, typer.Option(help="Steps of the content encoder.")] = 1500,
-    rate: Annotated[float, typer.Option(help="Peak learning rate (AdamW).")] = 3e-4,
+    steps: Annotated[int, typer.Option(help="Steps of the quality encoder.")] = 1400,
+    content_steps: Annotated[int, typer.Option(help="Steps of the content encoder.")] = 600,
+    rate: Annotated[float, typer.Option(help="Peak learning rate (Muon).")] = 4e-3,
     pictures: Annotated[int, typer.Option(help="Photographs in a step.")] = 4,
     copies: Annotated[int, typer.Option(help="Distorted copies of each.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and distortions.")] = 0,
@@ -89,18 +91,17 @@ def train_reiqa(
 ) -> None:
     """Pre-train reiqa_small on your own photographs by momentum contrast, and fit its regressors to known damage."""
     import torch
-    from safetensors.torch import save as to_bytes
 
-    from saccade.checkpoint import write_bytes
     from saccade.data.pairs import photographs
     from saccade.quality.reiqa.moco import Recipe
-    from saccade.quality.reiqa.synthetic import train_small
+    from saccade.quality.reiqa.synthetic import save_small, train_small
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out names a .safetensors file, not {out}")
     check_target(out, overwrite)
     if threads:
         torch.set_num_threads(threads)
+    began = perf_counter()
     recipe = Recipe(steps=steps, rate=rate, pictures=pictures, copies=copies, seed=seed)
 
     def say(branch: str, step: int, loss: float, right: float, encoder: Any) -> None:
@@ -108,12 +109,13 @@ def train_reiqa(
             typer.echo(f"{branch} {step}: loss {loss:.3f}, own key nearest for {right:.1%}", err=True)
 
     model, errors = train_small(photographs(data), recipe, content_steps, say=say, threads=threads)
-    state = {
-        name: value.half() if value.is_floating_point() and name.startswith(("quality.", "content.")) else value
-        for name, value in model.state_dict().items()
-    }
-    told = json_module.dumps({"model": model.saccade_name, "options": model.saccade_options}, sort_keys=True)
-    write_bytes(out, to_bytes({k: v.contiguous() for k, v in state.items()}, metadata={"saccade": told}))
+    words = f"--steps {steps} --content-steps {content_steps} --rate {rate:g} --pictures {pictures} --copies {copies}"
+    save_small(
+        model,
+        out,
+        trained_by=f"saccade train reiqa --data {data.name} {words} --seed {seed}",
+        training=json_module.dumps({"steps": steps, "seconds": round(perf_counter() - began, 1)}),
+    )
     found = ", ".join(f"{name} {error:.1f}" for name, error in errors.items())
     typer.echo(f"{out}  left-out error in points of 100: {found}")
 

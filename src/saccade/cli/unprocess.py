@@ -9,23 +9,22 @@ import typer
 
 from saccade.cli.batch import run
 from saccade.cli.develop import describe, names_file
+from saccade.cli.options import AsJson, BudgetOfISP, LearntISP, Output, Overwrite, Pictures, Threads
 
 __all__ = ["unprocess"]
 
 
 def unprocess(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, folders or globs.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="File of a learnt ISP (saccade list 'model_isp*').")] = None,
+    inputs: Pictures,
+    output: Output = None,
+    model: LearntISP = None,
     pattern: Annotated[str, typer.Option(help="Bayer pattern: rggb, bggr, grbg or gbrg.")] = "rggb",
     seed: Annotated[int | None, typer.Option(help="Draw a camera at random instead of the average one.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Share of the learnt ISP's encoders to run, in (0, 1].")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
+    budget: BudgetOfISP = None,
+    threads: Threads = 0,
     format: Annotated[str | None, typer.Option(help="dng, npz or tiff; default: by the suffix, else dng.")] = None,  # noqa: A002
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Make RAW files of pictures: what a camera would have recorded, for training and testing on RAW.
 

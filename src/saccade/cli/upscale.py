@@ -9,28 +9,39 @@ from typing import Annotated, Any
 import typer
 
 from saccade.cli.batch import check_quality, parse_bytes, run
+from saccade.cli.options import (
+    AsJson,
+    Budget,
+    Device,
+    Flatten,
+    Format,
+    Inputs,
+    MaxMemory,
+    Output,
+    Overwrite,
+    Quality,
+    Threads,
+)
 
 
 def upscale(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, clips, folders or globs.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")
-    ] = None,
+    inputs: Inputs,
+    output: Output = None,
     scale: Annotated[int | None, typer.Option(help="2, 3 or 4.  [default: 2, or the weights file's own]")] = None,
     model: Annotated[str, typer.Option(help="auto, a name (saccade list --task super-resolution) or a file.")] = "auto",
-    budget: Annotated[float | None, typer.Option(help="Fraction of the full cost to spend, in (0, 1].")] = None,
-    max_memory: Annotated[str, typer.Option(help="Bound on this process's memory.")] = "1GB",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    budget: Budget = None,
+    max_memory: MaxMemory = "1GB",
+    device: Device = "auto",
     backend: Annotated[
         str, typer.Option(help="auto (the fastest installed), openvino, onnxruntime or torch.")
     ] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
+    threads: Threads = 0,
     precision: Annotated[str, typer.Option(help="float32, or int8: faster, a little less exact.")] = "float32",
-    format: Annotated[str | None, typer.Option(help="jpeg, png, webp, tiff, avif; default: by the suffix.")] = None,  # noqa: A002
-    quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP, AVIF; CRF for clips.")] = None,
-    flatten: Annotated[bool, typer.Option(help="Blend transparency onto white where the format has none.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    format: Format = None,  # noqa: A002
+    quality: Quality = None,
+    flatten: Flatten = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
 ) -> None:
     """Enlarge pictures and clips by 2, 3 or 4: streamed, in bounded memory, with profile, EXIF, alpha and sound kept.
 

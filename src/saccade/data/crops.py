@@ -18,7 +18,7 @@ from saccade.data.pairs import read_resized
 from saccade.errors import InputError, UsageError
 from saccade.progress import track
 
-__all__ = ["DEGRADATIONS", "Crops", "degradation", "held_out"]
+__all__ = ["DEGRADATIONS", "Crops", "degradation", "held_out", "read_sizes"]
 
 #: clean (B, 3, h, w) in [0, 1] and what decides -> degraded, of the same shape and range
 Degrade = Callable[[Tensor, np.random.Generator], Tensor]
@@ -49,6 +49,27 @@ def degradation(name: str) -> Degrade:
     return made
 
 
+def read_sizes(pictures: Sequence[Path], shrink: Sequence[float], least: int) -> list[Tensor]:
+    """Every picture at every size (bicubic): (3, H, W) uint8 each.
+
+    Args:
+        pictures: files of photographs.
+        shrink: the sizes, 1 for the picture's own.
+        least: pixels that every side must have, for crops of as many.
+
+    Raises:
+        InputError: an unreadable picture, or one smaller than that.
+    """
+    made = []
+    for path in track(pictures, "reading pictures"):
+        for size in shrink:
+            picture = read_resized(path, size)
+            if min(picture.shape[1:]) < least:
+                raise InputError(f"{path} at {size:g} of its size is smaller than a crop of {least} x {least} px")
+            made.append(picture)
+    return made
+
+
 class Crops:
     """Degraded and clean crops, turned and flipped.
 
@@ -66,13 +87,7 @@ class Crops:
         self, pictures: Sequence[Path], patch: int, degrade: Degrade = unchanged, *, shrink: Sequence[float] = (1.0,)
     ) -> None:
         self.patch, self.degrade = patch, degrade
-        self.pictures: list[Tensor] = []
-        for path in track(pictures, "reading pictures"):
-            for size in shrink:
-                picture = read_resized(path, size)
-                if min(picture.shape[1:]) < patch:
-                    raise InputError(f"{path} at {size:g} of its size is smaller than a crop of {patch} x {patch} px")
-                self.pictures.append(picture)
+        self.pictures = read_sizes(pictures, shrink, patch)
         chance = np.array([p[0].numel() for p in self.pictures], dtype=np.float64)
         self.chance = chance / chance.sum()
 
@@ -91,14 +106,14 @@ class Crops:
 
 
 def held_out(
-    pictures: Sequence[Path], degrade: Degrade = unchanged, *, side: int = 256, seed: int = 0
+    pictures: Sequence[Path], degrade: Degrade = unchanged, *, side: int | None = 256, seed: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
     """Centre crops with a fixed degradation each, to measure on.
 
     Args:
         pictures: files of photographs.
         degrade: what is put on them.
-        side: of the crop; smaller pictures are taken whole.
+        side: of the crop; None, and smaller pictures, are taken whole.
         seed: with the picture's place in the list, decides its degradation.
 
     Returns:
@@ -107,7 +122,7 @@ def held_out(
     made = []
     for i, path in enumerate(pictures):
         whole = read_resized(path, 1.0)
-        rows, columns = (min(side, n) for n in whole.shape[1:])
+        rows, columns = (n if side is None else min(side, n) for n in whole.shape[1:])
         top, left = (whole.shape[1] - rows) // 2, (whole.shape[2] - columns) // 2
         clean = whole[None, :, top : top + rows, left : left + columns].float().div(255)
         made.append((degrade(clean, np.random.default_rng((seed, i))), clean))

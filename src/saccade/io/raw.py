@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import glob
 import math
 import os
 import struct
@@ -24,6 +23,7 @@ import numpy as np
 
 from saccade.errors import InputError, UnavailableError, UsageError, first_line
 from saccade.io.files import check_target, first_bytes, reason, temporary_beside
+from saccade.io.finding import find_files
 
 __all__ = ["RAW_SUFFIXES", "RawPicture", "find_raws", "read_raw", "write_dng"]
 
@@ -225,23 +225,7 @@ def find_raws(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         InputError: nothing of that name, or no RAW file in that folder.
     """
-    found: dict[Path, None] = {}
-    for given in paths:
-        path = Path(given)
-        if path.is_file():
-            found[path] = None
-            continue
-        if path.is_dir():
-            inside, where = list(path.iterdir()), f"the folder {path}"
-        elif glob.has_magic(str(path)):
-            inside, where = [Path(name) for name in glob.glob(str(path), recursive=True)], f"what matches {path}"
-        else:
-            raise InputError(f"cannot read {path}: no such file or folder")
-        inside = [p for p in inside if p.suffix.lower() in RAW_SUFFIXES and not p.name.startswith(".") and p.is_file()]
-        if not inside:
-            raise InputError(f"no RAW files in {where}")
-        found.update(dict.fromkeys(sorted(inside)))
-    return list(found)
+    return find_files(paths, RAW_SUFFIXES, "RAW files")
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ import numpy as np
 
 from saccade.errors import InputError, UnavailableError, UsageError
 from saccade.io.files import check_target, first_bytes, reason, temporary_beside
-from saccade.io.pictures import VIDEO_SUFFIXES
+from saccade.io.finding import VIDEO_SUFFIXES
 
 __all__ = ["VideoReader", "VideoWriter", "open_video"]
 

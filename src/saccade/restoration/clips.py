@@ -93,6 +93,7 @@ class ClipUpscaler(Streamed):
         threads: int = 0,
         precision: str = "float32",
     ) -> None:
+        super().__init__()
         self.network = network
         self.name = str(network.saccade_name)
         if scale not in (None, self.network.scale):

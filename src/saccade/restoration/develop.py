@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from saccade.io.raw import RawPicture, read_raw
 if TYPE_CHECKING:
     import torch
 
+    from saccade.io import Saving
     from saccade.restoration.model_isp.network import ModelISP, Settings
 
 __all__ = ["TONES", "Developer", "Report", "develop", "learnt_isp", "set_threads"]
@@ -161,13 +162,10 @@ class Developer:
         source: str | Path,
         target: str | Path,
         *,
-        format: str | None = None,  # noqa: A002
-        quality: int | None = None,
-        overwrite: bool = False,
-        flatten: bool = False,
         advance: Advance | None = None,
+        **how: Unpack[Saving],
     ) -> Report:
-        """Develop a RAW file; ``flatten`` means nothing here.
+        """Develop a RAW file; ``how`` the picture is written is as of `io.create_picture`.
 
         Raises:
             InputError: an unreadable file, or a target that cannot be written; nothing is left behind.
@@ -184,16 +182,7 @@ class Developer:
         rows, used = self._rows(raw, gains)
         isp = "fixed" if self.isp is None else str(getattr(self.isp, "saccade_name", "model_isp"))
         report = Report(str(source), str(target), size, isp, chosen, used, self.tone, self.bits)
-        like: Any = _Tags(raw)
-        with create_picture(
-            target,
-            *size,
-            dtype="uint8" if self.bits == 8 else "uint16",
-            like=like,
-            format=format,
-            quality=quality,
-            overwrite=overwrite,
-        ) as writer:
+        with create_picture(target, *size, dtype=f"uint{self.bits}", like=_Tags(raw), **how) as writer:
             strips = (_integers(strip, self.bits) for strip in rows)
             for strip in strips if not raw.flip else [_turned(np.concatenate(list(strips)), raw.flip)]:
                 writer.write_rows(strip)
@@ -350,14 +339,13 @@ def _turned(pixels: np.ndarray, flip: int) -> np.ndarray:
 class _Tags:
     """A RAW's exposure as the writer of pictures takes tags from a reader."""
 
-    icc = None
     resolution = (1.0, 1.0)
 
     def __init__(self, raw: RawPicture) -> None:
         import pyvips
 
         kind = pyvips.GValue.gstr_type
-        self._tags = [
+        self.tags: list[tuple[str, int, Any]] = [
             (name, kind, f"{value} ({value}, ASCII, 1 components, 1 bytes)") for name, value in raw.tags.items()
         ]
 

@@ -4,6 +4,7 @@
     restoration         PSNR in dB of RGB, before and after, for each kind of damage that the model removes
     autoencoder         PSNR and MS-SSIM of what comes back
     image rescaling     PSNR of luma after shrinking by several factors and enlarging again
+    image quality       rank correlation of the scores with the level of known damage
 
 What is put on pictures depends on the picture's place in the folder alone: the same figures every time.
 """
@@ -51,6 +52,10 @@ def evaluate(model: Any, folder: str | Path) -> dict[str, float]:
         return autoencoder(model, files)
     if entry.task == "image rescaling":
         return rescaling(model, files)
+    if entry.task == "image quality" and model.scores:
+        from saccade.quality.reiqa.synthetic import score_agreement
+
+        return score_agreement(model, files)
     raise UsageError(f"{entry.name} is for {entry.task}: saccade evaluate has no measure for that")
 
 
@@ -71,13 +76,13 @@ def _jpeg(quality: int, clean: Tensor, chance: np.random.Generator) -> Tensor:
     return jpeg(clean, quality)
 
 
-def _cases(removes: Sequence[str]) -> dict[str, tuple[Degrade, int]]:
-    """Kind of damage: what puts it on, and the side of the centre crop that is measured (whole pictures: 1 << 20)."""
-    made: dict[str, tuple[Degrade, int]] = {}
+def _cases(removes: Sequence[str]) -> dict[str, tuple[Degrade, int | None]]:
+    """Kind of damage: what puts it on, and the side of the centre crop that is measured (None: whole pictures)."""
+    made: dict[str, tuple[Degrade, int | None]] = {}
     if "noise" in removes:
-        made |= {f"noise_{sigma}": (partial(_noise, sigma), 1 << 20) for sigma in SIGMAS}
+        made |= {f"noise_{sigma}": (partial(_noise, sigma), None) for sigma in SIGMAS}
     if "jpeg" in removes:
-        made |= {f"jpeg_{quality}": (partial(_jpeg, quality), 1 << 20) for quality in QUALITIES}
+        made |= {f"jpeg_{quality}": (partial(_jpeg, quality), None) for quality in QUALITIES}
     if "weather" in removes:
         from saccade.data import weather
 
@@ -119,7 +124,7 @@ def autoencoder(model: Any, files: Sequence[Path]) -> dict[str, float]:
     from saccade.quality import ms_ssim
 
     model.eval()
-    pairs = [(_rounded(model(wanted)), wanted) for _, wanted in held_out(files, side=1 << 20)]
+    pairs = [(_rounded(model(wanted)), wanted) for _, wanted in held_out(files, side=None)]
     return {"psnr": _mean_psnr(pairs), "ms_ssim": float(np.mean([float(ms_ssim(a, b)) for a, b in pairs]))}
 
 
@@ -134,7 +139,7 @@ def rescaling(model: Any, files: Sequence[Path]) -> dict[str, float]:
     from saccade.quality import psnr
 
     model.eval()
-    pictures = [wanted for _, wanted in held_out(files, side=1 << 20)]
+    pictures = [wanted for _, wanted in held_out(files, side=None)]
     found: dict[str, float] = {}
     for rows, columns in FACTORS:
         name = f"x{rows:g}" if rows == columns else f"x{rows:g}x{columns:g}"

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from saccade import registry
 from saccade.checkpoint import load
 from saccade.errors import CheckpointError, InputError, UsageError
-from saccade.io import PictureReader, create_picture, open_picture
+from saccade.io import PictureReader, Saving, create_picture, open_picture
 from saccade.io.files import check_target
 from saccade.io.png import add_text, read_text
 from saccade.restoration.iarn import IARN
@@ -211,6 +211,21 @@ class Rescaler:
         found: np.ndarray = made.permute(1, 2, 0).cpu().numpy()
         return found
 
+    def _report(
+        self,
+        source: str | Path,
+        target: str | Path,
+        size: tuple[int, int],
+        made: tuple[int, int],
+        tiles: int,
+        began: float,
+        notices: list[str],
+    ) -> Report:
+        """What was done to one file, from the moment ``began`` to now."""
+        wide, high = (max(pair) / min(pair) for pair in zip(size, made, strict=True))
+        told = (str(source), str(target), size, made, self.name, (wide, high), Path(target).stat().st_size, tiles)
+        return Report(*told, time.perf_counter() - began, notices)
+
 
 class Shrinker(Rescaler):
     """Makes small pictures. One of ``size`` and ``scale`` is needed.
@@ -290,11 +305,8 @@ class Shrinker(Rescaler):
         source: str | Path,
         target: str | Path,
         *,
-        format: str | None = None,  # noqa: A002
-        quality: int | None = None,
-        overwrite: bool = False,
-        flatten: bool = False,
         advance: Advance | None = None,
+        **how: Unpack[Saving],
     ) -> Report:
         """Shrink one file into a PNG with its note.
 
@@ -303,7 +315,8 @@ class Shrinker(Rescaler):
             InputError: the source cannot be read or is not larger; the target exists or cannot be written.
         """
         began, target = time.perf_counter(), Path(target)
-        if target.suffix.lower() != ".png" or format not in (None, "png") or quality is not None:
+        overwrite = how.get("overwrite", False)
+        if target.suffix.lower() != ".png" or how.get("format") not in (None, "png") or how.get("quality") is not None:
             raise UsageError(
                 f"{target.name}: small pictures are kept as PNG; lossy formats destroy the hidden detail, and other "
                 "lossless ones have no place for the note that enlarge reads"
@@ -330,18 +343,7 @@ class Shrinker(Rescaler):
         bits = 16 if reader.dtype == "uint16" else 8
         note = Note(self.name, self.weights, (reader.width, reader.height), reader.bands == 1, bits, check)
         add_text(target, {KEYWORD: note.text()})
-        return Report(
-            str(source),
-            str(target),
-            (reader.width, reader.height),
-            size,
-            self.name,
-            factor,
-            target.stat().st_size,
-            tiles,
-            time.perf_counter() - began,
-            notices,
-        )
+        return self._report(source, target, (reader.width, reader.height), size, tiles, began, notices)
 
     @staticmethod
     def _notices(reader: PictureReader, factor: tuple[float, float]) -> Iterator[str]:
@@ -414,11 +416,8 @@ class Enlarger(Rescaler):
         source: str | Path,
         target: str | Path,
         *,
-        format: str | None = None,  # noqa: A002
-        quality: int | None = None,
-        overwrite: bool = False,
-        flatten: bool = False,
         advance: Advance | None = None,
+        **how: Unpack[Saving],
     ) -> Report:
         """Enlarge one file to the size that its note, or ``size``, says.
 
@@ -451,28 +450,13 @@ class Enlarger(Rescaler):
                 has_alpha=reader.has_alpha,
                 dtype=f"uint{bits}",
                 like=reader,
-                format=format,
-                quality=quality,
-                flatten=flatten,
-                overwrite=overwrite,
+                **how,
             ) as writer:
                 for colour, alpha in self.bands(reader, size, grey, bits, _scaled(advance, reader, None)):
                     tiles += 1
                     writer.write_rows(colour, alpha)
             notices += writer.notices
-        factor = (size[0] / reader.width, size[1] / reader.height)
-        return Report(
-            str(source),
-            str(target),
-            (reader.width, reader.height),
-            size,
-            self.name,
-            factor,
-            Path(target).stat().st_size,
-            tiles,
-            time.perf_counter() - began,
-            notices,
-        )
+        return self._report(source, target, (reader.width, reader.height), size, tiles, began, notices)
 
     def _note(self, text: str | None, reader: PictureReader) -> tuple[Note | None, list[str]]:
         """The note of a picture, if it can be used, and what is to be said."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from saccade.restoration.given import apply
 from saccade.restoration.streamed import Report, Streamed
 from saccade.runtime import engines
 from saccade.runtime.devices import chosen_device
-from saccade.runtime.graphs import cached_graph, check_finite, graph_for, told_by
+from saccade.runtime.graphs import cached_graph, can_export, graph_for, told_by
 from saccade.runtime.stream import RESIDENT, Picture, band_rows
 
 if TYPE_CHECKING:
@@ -71,16 +73,24 @@ class _Deblurring:
             torch.set_num_threads(threads)
         self.deblurrer, self.threads = deblurrer, torch.get_num_threads()
         self._level: float | None = None
+        self._holds = False
+
+    @contextmanager
+    def one_level(self) -> Iterator[None]:
+        """Inside: all pictures get the level that is chosen for the first."""
+        self._holds = True
+        try:
+            yield
+        finally:
+            self._holds, self._level = False, None
 
     def submit(self, tile: np.ndarray, done: engines.Done) -> None:
         colours = self.deblurrer.psfs.shape[-1]
         grey = tile.shape[2] == 1 and (colours == 3 or self.deblurrer.model is not None)
         made = self.deblurrer.array(np.repeat(tile, 3, 2) if grey else tile, self._level)
+        if self._holds:
+            self._level = self.deblurrer.level
         done(np.rint(made.mean(2, keepdims=True)).astype(tile.dtype) if grey else made)
-
-    def hold_level(self) -> None:
-        """Use for all further pictures what was chosen for the last: the frames of a clip belong together."""
-        self._level = self.deblurrer.level
 
     def drain(self) -> None:
         return
@@ -135,15 +145,14 @@ class Restorer(Streamed):
             raise UsageError(f"threads must not be negative, got {threads}")
         if perception is not None and not (math.isfinite(perception) and 0 <= perception <= 1):
             raise UsageError(f"perception lies between 0 and 1, not {perception}")
+        super().__init__()
         self.budget = None if budget is None else check_budget(budget)
         self.task, self.perception = task, perception
         self.max_memory, self.threads = max_memory, threads
         self.device = chosen_device(device, backend)
-        self._network: nn.Module | None = None
-        self._deblurrer = None if psf is None else self._with_psf(psf, str(model))
-        self.choice = self._choose(task, str(model)) if self._deblurrer is None else _known_blur(str(model))
+        self._deblurring = None if psf is None else _Deblurring(self._with_psf(psf, str(model)), threads)
+        self.choice = self._choose(task, str(model)) if self._deblurring is None else _known_blur(str(model))
         self.halo, self.grid = self.choice.halo, self.choice.grid
-        self._clip = False
         self.backend = self._backend(backend)
         self._transport = None if perception is None else self._transported(transport)
         if self._transport is not None:
@@ -216,27 +225,19 @@ class Restorer(Streamed):
         fixed = "halo" in facts
         if fixed:
             return _Choice(name, weights, int(facts["halo"]), int(facts["grid"]), float(facts["macs"]), True)
-        network: Any = self._loaded(weights)
+        network = self._loaded(weights)
         own = getattr(network, "halo", None)
         return _Choice(name, weights, GLOBAL_HALO if own is None else int(own), 8, 0.0, False)
 
-    def _loaded(self, weights: Path) -> Any:
-        if self._network is None:
-            from saccade.checkpoint import load
-
-            self._network = load(weights)
-            check_finite(self._network, weights)
-        return self._network
-
     def _backend(self, asked: str) -> str:
-        graph = self.choice.fixed and self.device == "cpu" and self.perception is None and self._deblurrer is None
+        graph = self.choice.fixed and self.device == "cpu" and self.perception is None and self._deblurring is None
         if asked == "openvino" and not graph:
             why = "deep optimal transport follows it" if self.perception is not None else "it has no fixed graph"
             raise UsageError(f"{self.choice.name} runs in torch here, not in openvino: {why}")
         if asked != "auto":
             return asked
         able = graph and "openvino" in engines.available_backends()
-        return "openvino" if able and (cached_graph(self.choice.weights) or _can_export()) else "torch"
+        return "openvino" if able and (cached_graph(self.choice.weights) or can_export()) else "torch"
 
     def _transported(self, transport: str | Path | None) -> Any:
         """The statistics for ``perception``.
@@ -255,11 +256,11 @@ class Restorer(Streamed):
 
     def engine(self, channels: int = 3, dtype: str = "uint8") -> engines.Engine:
         """The engine for pictures of that kind; started once."""
+        if self._deblurring is not None:
+            return self._deblurring
         key = (channels, dtype)
         if key not in self._engines:
-            if self._deblurrer is not None:
-                self._engines[key] = _Deblurring(self._deblurrer, self.threads)
-            elif self.backend == "openvino":
+            if self.backend == "openvino":
                 graph = graph_for(self.choice.weights)
                 self._engines[key] = engines.OpenVINOEngine(graph, 1, channels, dtype, self.threads, colour="rgb")
             else:
@@ -280,29 +281,21 @@ class Restorer(Streamed):
         return made
 
     def _stream(self, picture: Picture, *given: Any, **options: Any) -> int:
-        engine = self.engine(picture.channels, picture.dtype)
-        if isinstance(engine, _Deblurring) and (band_rows(picture, engine, 1, 0, self.max_memory) < picture.height):
+        whole = self._deblurring
+        if whole is not None and band_rows(picture, whole, 1, 0, self.max_memory) < picture.height:
             raise UsageError(
                 f"deblurring holds pictures whole: {picture.width} x {picture.height} px needs more --max-memory"
             )
-        made = super()._stream(picture, *given, **options)
-        if isinstance(engine, _Deblurring) and self._clip:
-            engine.hold_level()
-        return made
+        return super()._stream(picture, *given, **options)
 
-    def video(self, *given: Any, **options: Any) -> Report:
-        self._clip = True
-        try:
-            return super().video(*given, **options)
-        finally:
-            self._clip = False
-            self._engines = {k: e for k, e in self._engines.items() if not isinstance(e, _Deblurring)}
+    def one_clip(self) -> AbstractContextManager[None]:
+        return super().one_clip() if self._deblurring is None else self._deblurring.one_level()
 
     def _tile(self) -> tuple[int, int]:
         """Rows and columns of a tile in torch: as large as memory allows for global networks, whose tiles differ."""
         if self.choice.fixed:
             return engines.LARGE
-        network: Any = self._loaded(self.choice.weights)
+        network = self._loaded(self.choice.weights)
         each = float(getattr(network, "bytes_per_pixel", 4_000))
         room = max(0, self.max_memory - RESIDENT["torch"]) / each
         side = max(64, int(math.sqrt(room)) - 2 * self.halo) // 8 * 8
@@ -330,12 +323,6 @@ def _known_blur(model: str) -> _Choice:
 
 def _shipped() -> list[str]:
     return [n for n in registry.list_models(task="restoration") if registry.default_weights(n) is not None]
-
-
-def _can_export() -> bool:
-    import importlib.util
-
-    return all(importlib.util.find_spec(m) for m in ("torch", "onnx", "onnxscript"))
 
 
 def restore(

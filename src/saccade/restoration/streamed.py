@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from saccade.runtime import engines
 from saccade.runtime.colour import bicubic
+from saccade.runtime.graphs import load_finite
 from saccade.runtime.stream import (
     Advance,
     Picture,
@@ -31,6 +33,9 @@ from saccade.runtime.stream import (
     stream,
 )
 from saccade.runtime.tiles import Span
+
+if TYPE_CHECKING:
+    from saccade.io import Saving
 
 __all__ = ["Report", "Streamed"]
 
@@ -89,6 +94,19 @@ class Streamed:
     grid = 1
     max_memory = 1 << 30
 
+    def __init__(self) -> None:
+        self._networks: dict[Path, Any] = {}
+
+    def _loaded(self, weights: Path) -> Any:
+        """The network of a file of weights, read once.
+
+        Raises:
+            CheckpointError: a file that is unsafe or damaged, or holds values that are not finite.
+        """
+        if weights not in self._networks:
+            self._networks[weights] = load_finite(weights)
+        return self._networks[weights]
+
     # -- what a job says
 
     def engine(self, channels: int = 3, dtype: str = "uint8") -> engines.Engine:
@@ -106,6 +124,10 @@ class Streamed:
     def looks_first(self) -> bool:
         """Whether `agree` wants to see patches."""
         return False
+
+    def one_clip(self) -> AbstractContextManager[None]:
+        """Around the frames of one clip, which belong together, where that means something to the job."""
+        return nullcontext()
 
     def facts(self) -> tuple[str, int, str, str, str]:
         """Model, scale, backend, device and precision, for the report."""
@@ -153,13 +175,12 @@ class Streamed:
         source: str | Path,
         target: str | Path,
         *,
-        format: str | None = None,  # noqa: A002
-        quality: int | None = None,
-        overwrite: bool = False,
-        flatten: bool = False,
         advance: Advance | None = None,
+        **how: Unpack[Saving],
     ) -> Report:
         """Work on a picture file; memory stays within ``max_memory`` whatever its size.
+
+        ``how`` the result is written is as of `io.create_picture`.
 
         Raises:
             InputError: an unreadable or damaged picture, or a target that cannot be written; nothing is left behind.
@@ -184,10 +205,7 @@ class Streamed:
                 has_alpha=reader.has_alpha,
                 dtype=reader.dtype,
                 like=reader,
-                format=format,
-                quality=quality,
-                overwrite=overwrite,
-                flatten=flatten,
+                **how,
             ) as writer:
                 report.tiles = self._stream(picture, rolling(reader), writer.write_rows, advance)
             report.notices = [*reader.notices, *writer.notices]
@@ -216,7 +234,8 @@ class Streamed:
         reader = open_video(source)
         report = self._report(str(source), str(target), (reader.width, reader.height), self.engine())
         report.frames, report.notices = 0, reader.notices
-        with VideoWriter(target, *report.made, like=reader, quality=quality, overwrite=overwrite) as writer:
+        written = VideoWriter(target, *report.made, like=reader, quality=quality, overwrite=overwrite)
+        with written as writer, self.one_clip():
             for frame in reader:
                 writer.write(self.array(frame)[0])
                 report.frames += 1

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from saccade.restoration.develop import STRIP, Advance, Report, learnt_isp, set_
 if TYPE_CHECKING:
     import torch
 
+    from saccade.io import Saving
     from saccade.restoration.model_isp.network import ModelISP
 
 __all__ = ["Unprocessor", "unprocess"]
@@ -72,13 +73,12 @@ class Unprocessor:
         source: str | Path,
         target: str | Path,
         *,
-        format: str | None = None,  # noqa: A002
-        quality: int | None = None,
-        overwrite: bool = False,
-        flatten: bool = False,
         advance: Advance | None = None,
+        **how: Unpack[Saving],
     ) -> Report:
         """Write the RAW of a picture: ``.dng``, ``.npz`` (packed, with all parameters) or ``.tiff`` (the plane, grey).
+
+        Of ``how`` the file is written, ``format`` and ``overwrite`` mean something here.
 
         Raises:
             InputError: an unreadable picture, one too small for a cell, or a target that cannot be written.
@@ -88,7 +88,7 @@ class Unprocessor:
         from saccade.io.files import check_target
 
         began, target = time.perf_counter(), Path(target)
-        kind = raw_format(target, format)
+        kind, overwrite = raw_format(target, how.get("format")), how.get("overwrite", False)
         check_target(target, overwrite)
         with open_picture(source) as reader:
             height, width = reader.height // 2 * 2, reader.width // 2 * 2

@@ -25,7 +25,7 @@ from saccade.restoration.given import apply
 from saccade.restoration.streamed import Report, Streamed
 from saccade.runtime import engines
 from saccade.runtime.devices import chosen_device
-from saccade.runtime.graphs import cached_graph, check_finite, graph_for, told_by
+from saccade.runtime.graphs import cached_graph, can_export, graph_for, told_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,10 +92,10 @@ class Upscaler(Streamed):
             raise UsageError(f"no precision named {precision!r}; there are {', '.join(PRECISIONS)}")
         if threads < 0:
             raise UsageError(f"threads must not be negative, got {threads}")
+        super().__init__()
         self.budget = None if budget is None else check_budget(budget)
         self.max_memory, self.threads = max_memory, threads
         self.device = chosen_device(device, backend)
-        self._network: nn.Module | None = None
         self.choice = self._choose(str(model), scale)
         self.backend, self.precision = self._backend(backend), precision
         if precision == "int8" and self.backend != "openvino":
@@ -145,11 +145,8 @@ class Upscaler(Streamed):
             raise CheckpointError(f"no file of weights at {path}")
         name, options = told_by(path) or (None, {})
         if name is None:
-            from saccade.checkpoint import load
-
-            self._network = load(path)
-            check_finite(self._network, path)
-            name, options = self._network.saccade_name, self._network.saccade_options  # type: ignore[assignment]
+            network = self._loaded(path)
+            name, options = str(network.saccade_name), dict(network.saccade_options)
         try:
             entry = registry.entry(str(name))
         except UsageError as error:
@@ -175,20 +172,12 @@ class Upscaler(Streamed):
         routed = bool(entry.facts.get("routed"))
         graph = weights if weights.parent == registry.WEIGHTS else cached_graph(weights)
         if routed or graph is None or entry.facts.get("colour") == "rgb":
-            network: Any = self._loaded(weights)
+            network = self._loaded(weights)
             halo, macs = network.halo, float(getattr(network, "kernels", 0) or _full_macs(network))
         else:
             halo, macs = _measure(graph.with_suffix(".safetensors"))
         scale = int(options.get("scale", entry.scales[0]))
         return _Choice(name, scale, max(halo, CHROMA_HALO), macs, weights, routed, dict(entry.facts))
-
-    def _loaded(self, weights: Path) -> nn.Module:
-        if self._network is None:
-            from saccade.checkpoint import load
-
-            self._network = load(weights)
-            check_finite(self._network, weights)
-        return self._network
 
     def _backend(self, asked: str) -> str:
         if self.choice.routed:
@@ -206,7 +195,7 @@ class Upscaler(Streamed):
         for name in engines.available_backends():
             if name == "onnxruntime" and self.choice.facts.get("colour") == "rgb":
                 continue
-            if name == "torch" or (cached_graph(self.choice.weights) or _can_export()):
+            if name == "torch" or (cached_graph(self.choice.weights) or can_export()):
                 return name
         return "torch"
 
@@ -229,8 +218,9 @@ class Upscaler(Streamed):
     def _prepared(self) -> nn.Module:
         network = self._loaded(self.choice.weights)
         if self.budget is not None and self.choice.routed:
-            network.budget = self.budget  # type: ignore[assignment]
-        return network
+            network.budget = self.budget
+        made: nn.Module = network
+        return made
 
     def agree(self, samples: Iterator[np.ndarray]) -> None:
         """Let the tiles of one picture share a threshold: the best pixels of the picture, not of every tile.
@@ -242,7 +232,7 @@ class Upscaler(Streamed):
             return
         import torch
 
-        network: Any = self._loaded(self.choice.weights)
+        network = self._loaded(self.choice.weights)
 
         def tensors() -> Iterator[torch.Tensor]:
             for patch in samples:
@@ -298,12 +288,6 @@ def _full_macs(network: Any) -> float:
 def _shipped() -> str:
     """The weights that ship with the library, in words."""
     return ", ".join(sorted(p.stem for p in registry.WEIGHTS.glob("*.safetensors"))) or "none"
-
-
-def _can_export() -> bool:
-    import importlib.util
-
-    return all(importlib.util.find_spec(m) for m in ("torch", "onnx", "onnxscript"))
 
 
 def upscale(

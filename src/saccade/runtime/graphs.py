@@ -8,22 +8,22 @@ for any other file it is exported once (that needs torch) and kept in the user's
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from saccade import __version__, registry
+from saccade.cache import cache_folder
 from saccade.checkpoint import named_model, read_header, write_bytes
 from saccade.errors import CheckpointError, InputError, UnavailableError
 
-__all__ = ["cache_folder", "cached_graph", "export", "graph_for", "told_by"]
+__all__ = ["cached_graph", "can_export", "export", "graph_for", "load_finite", "told_by"]
 
 
-def cache_folder() -> Path:
-    """Where exported graphs of users' own weights are kept: ``$SACCADE_CACHE`` or ``~/.cache/saccade``."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SACCADE_CACHE") or Path(home) / "saccade")
+def can_export() -> bool:
+    """Whether what `export` needs is installed; nothing is imported."""
+    return all(importlib.util.find_spec(m) for m in ("torch", "onnx", "onnxscript"))
 
 
 def export(model: Any, path: Path, weights: Path | None = None) -> None:
@@ -141,6 +141,19 @@ def check_finite(model: Any, weights: Path) -> None:
     for name, values in model.named_parameters():
         if not bool(values.isfinite().all()):
             raise CheckpointError(f"{weights.name} holds values in {name} that are not finite (a diverged training?)")
+
+
+def load_finite(weights: Path) -> Any:
+    """The network of a file of weights, refused as `check_finite` does.
+
+    Raises:
+        CheckpointError: a file that is unsafe or damaged, or holds values that are not finite.
+    """
+    from saccade.checkpoint import load
+
+    network = load(weights)
+    check_finite(network, weights)
+    return network
 
 
 def graph_for(weights: Path) -> Path:

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade import registry
+from saccade.data.crops import read_sizes
 from saccade.data.pairs import read_resized
-from saccade.errors import InputError, UsageError
+from saccade.errors import UsageError
 from saccade.ops.resize import resize
 from saccade.progress import track
 from saccade.restoration.iarn import IARN
@@ -95,13 +96,7 @@ class FactorCrops:
     ) -> None:
         self.patch, self.factors = patch, factors
         most = math.ceil(self.side(factors[1]) * factors[1]) + 1
-        self.pictures: list[Tensor] = []
-        for path in track(pictures, "reading pictures"):
-            for size in shrink:
-                picture = read_resized(path, size)
-                if min(picture.shape[1:]) < most:
-                    raise InputError(f"{path} at {size:g} of its size is smaller than a crop of {most} x {most} px")
-                self.pictures.append(picture)
+        self.pictures = read_sizes(pictures, shrink, most)
 
     def side(self, factor: float) -> int:
         """Of the small picture in pixels."""

@@ -277,10 +277,7 @@ class ModelISP(nn.Module):
         """
         if not self.training:
             check_raw(raw)
-        if settings is None:
-            settings = self.predict(raw, "forward")
-        elif not torch.compiler.is_compiling():
-            settings.check()
+        settings = self._settled(raw, settings, "forward")
         if _plain(raw, settings):
             return self.trace(raw, settings, whole_grid(raw), "forward")[-1]
         return fold_forward(self, raw, settings)
@@ -303,13 +300,18 @@ class ModelISP(nn.Module):
         """
         check_picture(rgb, 3, "the inverse ISP")
         _warn_saturated(rgb)
-        if settings is None:
-            settings = self.predict(rgb, "inverse")
-        elif not torch.compiler.is_compiling():
-            settings.check()
+        settings = self._settled(rgb, settings, "inverse")
         if _plain(rgb, settings):
             return self.trace(rgb, settings, whole_grid(rgb), "inverse")[-1]
         return fold_inverse(self, rgb, settings)
+
+    def _settled(self, x: Tensor, given: Settings | None, direction: Direction) -> Settings:
+        """The settings that were given, checked, or those predicted for ``x``."""
+        if given is None:
+            return self.predict(x, direction)
+        if not torch.compiler.is_compiling():
+            given.check()
+        return given
 
     def forward_packed(self, packed: Tensor, settings: Settings | None = None, method: Method = "malvar") -> Tensor:
         """Demosaic and develop: packed RAW (B, 4, H/2, W/2) -> RGB (B, 3, H, W).

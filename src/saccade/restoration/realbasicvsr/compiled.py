@@ -18,7 +18,7 @@ from saccade.restoration.realbasicvsr.blocks import SLOPE, ResidualStack
 from saccade.restoration.realbasicvsr.network import RealBasicVSR
 from saccade.restoration.realbasicvsr.propagation import Tail, tail_in_strips
 from saccade.restoration.realbasicvsr.spynet import SPyNet
-from saccade.runtime.engines import _openvino, cores
+from saccade.runtime.engines import cores, load_openvino
 
 __all__ = ["Compiled"]
 

@@ -1,0 +1,27 @@
+"""Options that several verbs share, each written once: a name for the annotation, its flag and its help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+# what the verbs share that make files of files
+Inputs = Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, clips, folders or globs.")]
+Pictures = Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, folders or globs.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", help="File or folder; default beside the input.")]
+Format = Annotated[str | None, typer.Option(help="jpeg, png, webp, tiff, avif; default: by the suffix.")]
+Quality = Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP, AVIF; CRF for clips.")]
+Flatten = Annotated[bool, typer.Option(help="Blend transparency onto white where the format has none.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace files that exist.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
+
+# how a network runs
+Budget = Annotated[float | None, typer.Option(help="Fraction of the full cost to spend, in (0, 1].")]
+MaxMemory = Annotated[str, typer.Option(help="Bound on this process's memory.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")]
+
+# the learnt ISP of develop and unprocess
+LearntISP = Annotated[str | None, typer.Option(help="File of a learnt ISP (saccade list 'model_isp*').")]
+BudgetOfISP = Annotated[float | None, typer.Option(help="Share of the learnt ISP's encoders to run, in (0, 1].")]
