@@ -401,6 +401,7 @@ _FACE = """Made from the docstrings. What most programs need stands at the top o
 
 | name | what it does |
 |---|---|
+| `saccade.fuse(model)`, `saccade.accelerate(model, shape)` | the same function with fewer layers; ready for inference |
 | `saccade.upscale(image, scale)` | enlarge a picture: file, PIL image, array or tensor |
 | `saccade.create(name, **options)` | a model by its name |
 | `saccade.load(path)`, `saccade.save(model, path)` | a model from its file of weights, and back |
