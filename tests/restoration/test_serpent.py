@@ -16,6 +16,7 @@ from saccade.budget import has_budget
 from saccade.checkpoint import fit, load, save
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, SaccadeError, UsageError
+from saccade.ops import selective_scan
 from saccade.registry import create
 from saccade.reproduce import serpent as claim
 from saccade.restoration import serpent as module
@@ -129,6 +130,19 @@ def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, model(x).detach(), rtol=0, atol=1e-12)
 
 
+def test_with_and_without_numba_the_network_and_its_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    model, x, found = small().train(), picture(1, 3, 32, 24), []
+    for worth in (0, 1 << 60):
+        monkeypatch.setattr(selective_scan, "WORTH", worth)
+        y = model(x)
+        with torch.no_grad():  # in strips and pieces
+            torch.testing.assert_close(model(x), y.detach(), rtol=1e-5, atol=1e-5)
+        found.append([y.detach(), *torch.autograd.grad(y.square().mean(), list(model.parameters()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max().clamp(min=1)))
+
+
 def test_half_precision_networks_scan_in_float32() -> None:
     block = randomise(SS2D(8, 4, 1.0))
     x = picture(1, 6, 5, 8)
@@ -181,7 +195,9 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_and_the_exported_network_are_the_same() -> None:
+@pytest.mark.parametrize("worth", [0, 1 << 60], ids=["numba", "chunked"])
+def test_the_compiled_and_the_exported_network_are_the_same(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective_scan, "WORTH", worth)
     block, x = randomise(SerpentBlock(4, 3, 1.0, (1, 2))), picture(1, 8, 6, 4)
     compiled = torch.compile(block, backend="aot_eager")
     x.requires_grad_()

@@ -32,6 +32,7 @@ LIBRARIES = (
     "numpy",
     "openvino",
     "onnxruntime",
+    "numba",
     "opencv-python-headless",
     "spandrel",
     "pillow",

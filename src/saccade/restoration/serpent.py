@@ -36,12 +36,12 @@ from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
 from saccade.nn.pictures import check_picture
 from saccade.nn.restormer import depthwise_rows, row_strips
-from saccade.ops.selective_scan import scan_tokens
+from saccade.ops.selective_scan import Operands, scan_tokens
 from saccade.registry import recognise, register
 
-__all__ = ["SS2D", "Serpent", "SerpentBlock", "from_state"]
+__all__ = ["SS2D", "VARIANTS", "Serpent", "SerpentBlock", "from_state"]
 
-PIECE = 1 << 16  # tokens whose step sizes, B and C exist at once
+PIECE = 1 << 14  # tokens whose step sizes, B and C exist at once, near the processor; four times as many with gradients
 LEVELS = 4
 
 
@@ -118,7 +118,7 @@ class SS2D(nn.Module):
         D = self.Ds.to(tokens.dtype).view(2, 2, 1, self.inner).sum(0)  # each place is passed forwards and backwards
         y = tokens * D  # (B, 2, L, E)
         length = tokens.shape[2]
-        piece = length if torch.compiler.is_compiling() else PIECE
+        piece = length if torch.compiler.is_compiling() else PIECE if _in_strips() else 4 * PIECE
         for way in (0, 1):
             state, starts = None, range(0, length, piece)
             for first in starts[:: -1 if way else 1]:
@@ -131,21 +131,20 @@ class SS2D(nn.Module):
 
     def scan_piece(self, tokens: Tensor, way: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows and columns (B, 2, P, E) in one of the two ways, without the D term, and the state it leaves."""
-        ks = slice(2 * way, 2 * way + 2)
+        ks, batch = slice(2 * way, 2 * way + 2), tokens.shape[0]
         told = tokens @ self.x_proj_weight[ks].to(tokens.dtype).transpose(1, 2)  # (B, 2, P, R + 2N)
         dt, B, C = told.split((self.rank, self.states, self.states), -1)
-        delta = dt @ self.dt_projs_weight[ks].to(tokens.dtype).transpose(1, 2)  # (B, 2, P, E)
-        y, state = scan_tokens(
+        weight = self.dt_projs_weight[ks].to(tokens.dtype).repeat(batch, 1, 1)
+        bias = self.dt_projs_bias[ks].to(tokens.dtype).repeat(batch, 1)[:, None]
+        delta = torch.baddbmm(bias, dt.flatten(0, 1), weight.transpose(1, 2))  # (2B, P, E)
+        operands = Operands(
             tokens.transpose(1, 2),
-            delta.transpose(1, 2),
+            delta.unflatten(0, (batch, 2)).transpose(1, 2),
             -self.A_logs.to(tokens.dtype).exp().view(4, self.inner, self.states)[ks],
             B.transpose(1, 2),
             C.transpose(1, 2),
-            delta_bias=self.dt_projs_bias[ks].to(tokens.dtype),
-            softplus=True,
-            reverse=bool(way),
-            state=state,
         )
+        y, state = scan_tokens(operands, softplus=True, reverse=bool(way), state=state)
         return y.transpose(1, 2), state
 
     def macs(self) -> int:
@@ -197,13 +196,16 @@ class SerpentBlock(nn.Module):
 
     Attributes:
         active: indices of the scales that are summed.
+        scan: class of the scans; a subclass may put its own in its place.
     """
+
+    scan: type[SS2D] = SS2D
 
     def __init__(self, width: int, states: int, ratio: float, scales: Sequence[int]) -> None:
         super().__init__()
         self.width, self.scales, self.active = width, tuple(scales), tuple(range(len(scales)))
         self.norm1 = nn.LayerNorm(width)
-        self.ssm = nn.ModuleList(SS2D(width, states, ratio) for _ in scales)
+        self.ssm = nn.ModuleList(self.scan(width, states, ratio) for _ in scales)
         self.embed = nn.ModuleList(self._embed(width, p) for p in scales)
         self.expand = nn.ModuleList(self._expand(width, p) for p in scales)
         self.norm2 = nn.LayerNorm(width)
@@ -302,6 +304,7 @@ class Serpent(nn.Module):
     colour = "rgb"
     in_channels = 3
     halo = None  # every output sees the whole picture
+    block: type[SerpentBlock] = SerpentBlock
 
     def __init__(
         self,
@@ -320,7 +323,7 @@ class Serpent(nn.Module):
         widths = (width, 2 * width, 4 * width, 4 * width)
 
         def level(i: int) -> nn.ModuleList:
-            return nn.ModuleList(SerpentBlock(widths[i], states, ratio, scales) for _ in range(blocks[i]))
+            return nn.ModuleList(self.block(widths[i], states, ratio, scales) for _ in range(blocks[i]))
 
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.enc = nn.ModuleList(level(i) for i in range(3))

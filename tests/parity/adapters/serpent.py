@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     shape = config["scan"]
     assert given["B"].shape[1:] == (shape["K"], shape["N"], shape["L"])
     assert given["A"].shape == (shape["K"] * shape["C"], shape["N"])
-    for path in ("naive", "chunked"):
+    paths = ("naive", "chunked", *(("numba",) if find_spec("numba") else ()))
+    for path in paths:
         leaves = {name: value.clone().requires_grad_() for name, value in given.items()}
         y = selective_scan(**leaves, softplus=True, path=path)
         close(y.detach(), "output.scan_softplus")

@@ -1,27 +1,31 @@
 """Selective scan, the recurrence of Mamba: a state that decays and is fed as each element of a sequence says.
 
 Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv:2312.00752, in the grouped form of
-VMamba (arXiv:2401.10166). naive.py is the truth, chunked.py the path of the processor, triton.py that of a GPU.
+VMamba (arXiv:2401.10166). naive.py is the truth; numba.py (where Numba is installed) and chunked.py (plain PyTorch) are
+the paths of the processor, triton.py that of a GPU.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import math
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.cost import register_macs
 from saccade.errors import InputError, UnavailableError, UsageError
 from saccade.ops.selective_scan.naive import selective_scan_naive
+from saccade.ops.selective_scan.operands import Gradients, Operands
 
-__all__ = ["scan_tokens", "selective_scan", "selective_scan_naive"]
+__all__ = ["Operands", "scan_tokens", "selective_scan"]
 
-Path = Literal["auto", "naive", "chunked", "triton"]
+Path = Literal["auto", "naive", "chunked", "numba", "triton"]
+WORTH = 1 << 17  # updates of a state from which the compiled path is worth loading
 
 
 def selective_scan(
@@ -62,7 +66,8 @@ def selective_scan(
         reverse: run from the last element to the first; equals flipping every sequence before and y after.
         state: h before the first step, (B, K*E, N); zero if None. Carries a scan from one piece to the next.
         return_state: return (y, h after the last step) instead of y alone.
-        path: ``"auto"`` takes Triton on a GPU and the chunked path elsewhere; ``"naive"`` loops over time.
+        path: ``"auto"`` takes Triton on a GPU; elsewhere, in single precision, what Numba compiles if that is installed
+            and the scan is not tiny; else the chunked path. ``"naive"`` loops over time.
 
     Returns:
         (B, K*E, L) in u's dtype, and with ``return_state`` the state (B, K*E, N) in the dtype it was computed in.
@@ -72,7 +77,7 @@ def selective_scan(
         InputError: shapes that do not go together, an empty sequence, A that is not negative (the state would grow
             without bound), or, looked at on the processor only, a delta that is negative, infinite or NaN.
         UsageError: an unknown path.
-        UnavailableError: Triton is asked for and not installed.
+        UnavailableError: Triton or Numba is asked for and not installed.
     """
     if u.ndim != 3 or not u.is_floating_point():
         raise InputError(f"a selective scan takes u as floating point (B, channels, L), not {u.dtype} {tuple(u.shape)}")
@@ -99,13 +104,15 @@ def selective_scan(
         return None if x is None else x.unflatten(dim, (groups, -1))
 
     y, h = scan_tokens(
-        u.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
-        delta.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
-        A.unflatten(0, (groups, -1)),
-        B.permute(0, 3, 1, 2),
-        C.permute(0, 3, 1, 2),
-        grouped(D, 0),
-        grouped(delta_bias, 0),
+        Operands(
+            u.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
+            delta.unflatten(1, (groups, -1)).permute(0, 3, 1, 2),
+            A.unflatten(0, (groups, -1)),
+            B.permute(0, 3, 1, 2),
+            C.permute(0, 3, 1, 2),
+        ),
+        D=grouped(D, 0),
+        delta_bias=grouped(delta_bias, 0),
         softplus=softplus,
         reverse=reverse,
         state=grouped(state, 1),
@@ -116,14 +123,10 @@ def selective_scan(
 
 
 def scan_tokens(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
+    x: Operands,
+    *,
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    *,
     softplus: bool = False,
     reverse: bool = False,
     state: Tensor | None = None,
@@ -132,9 +135,7 @@ def scan_tokens(
     """`selective_scan` with channels innermost: the order that networks on tokens hold, read without a copy.
 
     Args:
-        u, delta: (B, L, K, E).
-        A: (K, E, N).
-        B, C: (B, L, K, N).
+        x: with A as (K, E, N).
         D, delta_bias: (K, E), or None.
         softplus, reverse, path: as in `selective_scan`.
         state: (B, K, E, N), or None.
@@ -145,6 +146,7 @@ def scan_tokens(
     Raises:
         InputError, UsageError, UnavailableError: as in `selective_scan`.
     """
+    u, A = x.u, x.A
     if u.ndim != 4 or not u.is_floating_point() or A.ndim != 3:
         raise InputError(
             f"a scan of tokens takes u as floating point (B, L, groups, channels) and A with 3 dimensions, "
@@ -152,7 +154,7 @@ def scan_tokens(
         )
     (batch, length, groups, each), states = u.shape, A.shape[2]
     _check_shapes(
-        {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "state": state},
+        {**x._asdict(), "D": D, "delta_bias": delta_bias, "state": state},
         {
             "delta": tuple(u.shape),
             "A": (groups, each, states),
@@ -165,45 +167,33 @@ def scan_tokens(
     )
     if not length:
         raise InputError("a selective scan needs a sequence of at least one element")
-    _check_values(delta, A, softplus)
+    _check_values(x.delta, A, softplus)
     kind = u.dtype
     wide = torch.float64 if kind == torch.float64 else torch.float32
-    u, delta, A, B, C = (x.to(wide) for x in (u, delta, A, B, C))
-    D, delta_bias, state = (None if x is None else x.to(wide) for x in (D, delta_bias, state))
+    x = Operands(*(t.to(wide) for t in x))
+    D, delta_bias, state = (None if t is None else t.to(wide) for t in (D, delta_bias, state))
     if delta_bias is not None:
-        delta = delta + delta_bias
-    if softplus:
-        delta = F.softplus(delta)
-    h = u.new_zeros(batch, groups, each, states) if state is None else state
-    y, h = _run(u, delta, A, B, C, h, reverse, path)
-    return (y if D is None else torch.addcmul(y, u, D)).to(kind), h
+        x = x._replace(delta=x.delta + delta_bias)
+    h = x.u.new_zeros(batch, groups, states, each) if state is None else state.transpose(-1, -2).contiguous()
+    y, h = _run(x._replace(A=x.A.transpose(-1, -2).contiguous()), h, softplus, reverse, path)
+    return (y if D is None else torch.addcmul(y, x.u, D)).to(kind), h.transpose(-1, -2)
 
 
-def _run(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, reverse: bool, path: Path
-) -> tuple[Tensor, Tensor]:
-    """By the path that is asked for; delta is final, and all is in one dtype."""
+def _run(x: Operands, state: Tensor, softplus: bool, reverse: bool, path: Path) -> tuple[Tensor, Tensor]:
+    """By the path that is asked for; all is in one dtype, and states stand before channels."""
     if path == "naive":
-        y, last = selective_scan_naive(
-            u.flatten(2).transpose(1, 2),
-            delta.flatten(2).transpose(1, 2),
-            A.flatten(0, 1),
-            B.permute(0, 2, 3, 1),
-            C.permute(0, 2, 3, 1),
-            reverse=reverse,
-            state=h.flatten(1, 2),
-        )
-        return y.transpose(1, 2).unflatten(2, u.shape[2:]), last.unflatten(1, u.shape[2:])
-    if path not in ("auto", "chunked", "triton"):
-        raise UsageError(f"a selective scan runs by 'auto', 'naive', 'chunked' or 'triton', not by {path!r}")
-    found = importlib.util.find_spec("triton") is not None
-    if path == "triton" and not found:
-        raise UnavailableError("Triton is not installed: pip install triton")
-    kernels = path == "triton" or (path == "auto" and u.is_cuda and found)
-    A, h = (x.transpose(-1, -2).contiguous() for x in (A, h))  # states before channels
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (u, delta, A, B, C, h))
-    y, last, _ = _operator(u, delta, A, B, C, h, reverse, keep, kernels)
-    return y, last.transpose(-1, -2)
+        return selective_scan_naive(x, state, softplus, reverse)
+    if path not in ("auto", "chunked", "numba", "triton"):
+        raise UsageError(f"a selective scan runs by 'auto', 'naive', 'chunked', 'numba' or 'triton', not by {path!r}")
+    if path in ("numba", "triton") and importlib.util.find_spec(path) is None:
+        raise UnavailableError(f"{path.capitalize()} is not installed: pip install {path}")
+    if path == "numba" and x.u.is_cuda:
+        raise UsageError("Numba's path of the selective scan runs on a processor, not on a GPU")
+    if path == "auto" and x.u.is_cuda:
+        path = "triton" if importlib.util.find_spec("triton") is not None else "chunked"
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (*x, state))
+    y, last, _ = _operator(*x, state, softplus, reverse, keep, path)
+    return y, last
 
 
 # -- checks
@@ -237,56 +227,45 @@ def _check_values(delta: Tensor, A: Tensor, softplus: bool) -> None:
 # Declared by hand: `torch.library.custom_op` imports the compiler at its first call, which takes seconds.
 
 _LIBRARY = torch.library.Library("saccade", "FRAGMENT")
+_OPERANDS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C"
 _LIBRARY.define(
-    "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, "
-    "bool reverse, bool keep, bool kernels) -> (Tensor, Tensor, Tensor)"
+    f"selective_scan({_OPERANDS}, Tensor state, bool softplus, bool reverse, bool keep, str path) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
-    "selective_scan_backward(Tensor gy, Tensor g_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
-    "Tensor kept, bool reverse, bool kernels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"selective_scan_backward(Tensor gy, Tensor g_state, {_OPERANDS}, Tensor kept, bool softplus, bool reverse, "
+    "str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _operator = torch.ops.saccade.selective_scan
-Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+COUNT = len(Operands._fields)
 
 
-def _forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, keep: bool, kernels: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs (B, L, K, E), last state (B, K, N, E), states kept for the way back (S, B, K, N, E))."""
-    if not u.numel():
-        return _forward_shapes(u, delta, A, B, C, state, reverse, keep, kernels)
-    made: tuple[Tensor, Tensor, Tensor] = _runner(kernels).scan_forward(u, delta, A, B, C, state, reverse, keep)
+    x, (state, softplus, reverse, keep, path) = Operands(*given[:COUNT]), given[COUNT:]
+    if not x.u.numel():
+        return _forward_shapes(*given)
+    made: tuple[Tensor, Tensor, Tensor] = _runner(path, x).scan_forward(x, state, softplus, reverse, keep)
     return made
 
 
-def _forward_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, keep: bool, kernels: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    count = _runner(kernels).Plan.of(state.numel(), u.shape[1]).count(u.shape[1]) if keep else 0
-    return torch.empty_like(u), torch.empty_like(state), state.new_empty(count, *state.shape)
+def _forward_shapes(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, (state, _, _, keep, path) = Operands(*given[:COUNT]), given[COUNT:]
+    count = _runner(path, x).kept_states(state.numel(), x.u.shape[1]) if keep else 0
+    return torch.empty_like(x.u), torch.empty_like(state), state.new_empty(count, *state.shape)
 
 
-def _backward(
-    gy: Tensor,
-    g_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reverse: bool,
-    kernels: bool,
-) -> Six:
-    """Gradients of u, delta, A, B, C and the first state."""
-    if not u.numel():
-        return tuple(torch.zeros_like(x) for x in (u, delta, A, B, C, g_state))  # type: ignore[return-value]
-    made: Six = _runner(kernels).scan_backward(gy, g_state, u, delta, A, B, C, kept, reverse)
+def _backward(gy: Tensor, g_state: Tensor, *given: Any) -> Gradients:
+    """Of each operand and the first state."""
+    x, (kept, softplus, reverse, path) = Operands(*given[:COUNT]), given[COUNT:]
+    if not x.u.numel():
+        return Gradients(*(torch.zeros_like(t) for t in (*x, g_state)))
+    made: Gradients = _runner(path, x).scan_backward(gy, g_state, x, kept, softplus, reverse)
     return made
 
 
-def _backward_shapes(gy: Tensor, g_state: Tensor, *rest: Any) -> Six:
-    return tuple(torch.empty_like(x) for x in (*rest[:5], g_state))  # type: ignore[return-value]
+def _backward_shapes(gy: Tensor, g_state: Tensor, *given: Any) -> Gradients:
+    return Gradients(*(torch.empty_like(t) for t in (*given[:COUNT], g_state)))
 
 
 for _name, _run_it, _shapes in (
@@ -299,14 +278,15 @@ for _name, _run_it, _shapes in (
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:5], output[2])
-    ctx.reverse, ctx.kernels = inputs[6], inputs[8]
+    ctx.save_for_backward(*inputs[:COUNT], output[2])
+    _, ctx.softplus, ctx.reverse, _, ctx.path = inputs[COUNT:]
 
 
 def _differentiate(ctx: Any, gy: Tensor, g_state: Tensor, _: Tensor) -> tuple[Any, ...]:
-    u, delta, A, B, C, kept = ctx.saved_tensors
-    grads = torch.ops.saccade.selective_scan_backward(gy, g_state, u, delta, A, B, C, kept, ctx.reverse, ctx.kernels)
-    return (*grads, None, None, None)
+    grads = torch.ops.saccade.selective_scan_backward(
+        gy, g_state, *ctx.saved_tensors, ctx.softplus, ctx.reverse, ctx.path
+    )
+    return (*grads, None, None, None, None)
 
 
 torch.library.register_autograd("saccade::selective_scan", _differentiate, setup_context=_remember, lib=_LIBRARY)
@@ -315,16 +295,22 @@ torch.library.register_autograd("saccade::selective_scan", _differentiate, setup
 @register_macs(torch.ops.saccade.selective_scan)
 def _macs(u: Any, delta: Any, A: Any, *_: Any, **__: Any) -> int:
     """Four for each state of each channel and step: the decay's exp and product, what is fed, the output."""
-    return 4 * int(A[1]) * _numel(u)
+    return 4 * int(A[1]) * math.prod(u)
 
 
-def _numel(shape: Any) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+def _runner(path: str, x: Operands) -> ModuleType:
+    """The module that runs the operator; the same for shapes alone as for tensors."""
+    if path == "auto":  # in double precision PyTorch's exp is the faster one
+        worth = x.u.dtype == torch.float32 and x.u.numel() * x.A.shape[1] >= WORTH
+        path = "numba" if worth and _numba_works() else "chunked"
+    return importlib.import_module(f"saccade.ops.selective_scan.{path}")
 
 
-def _runner(kernels: bool) -> ModuleType:
-    """The module that runs the operator."""
-    return importlib.import_module(f"saccade.ops.selective_scan.{'triton' if kernels else 'chunked'}")
+@functools.cache
+def _numba_works() -> bool:
+    """Whether Numba is here and takes this NumPy: it refuses those that are newer than itself."""
+    try:
+        importlib.import_module("saccade.ops.selective_scan.numba")
+    except ImportError:
+        return False
+    return True

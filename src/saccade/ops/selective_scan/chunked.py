@@ -1,4 +1,4 @@
-"""Selective scan by vector operations that stay in cache: what runs on a processor without an accelerator.
+"""Selective scan by vector operations that stay in cache: the path of a processor without Numba.
 
 Per step, all batches, groups, states and channels are one vector, laid out (B, K, N, E) with the E channels of a
 group innermost. A segment of the sequence is worked on at a time, as tensors (B, steps, K, N, E) of about `SEGMENT`
@@ -28,9 +28,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["scan_backward", "scan_forward"]
+from saccade.ops.selective_scan.operands import Gradients, Operands
+
+__all__ = ["kept_states", "scan_backward", "scan_forward"]
 
 SEGMENT = 1 << 17  # elements of a work tensor; two or three of them are to stay in a core's own cache
 VECTOR = 2048  # elements a step is to have at least: below, the call costs more than the work
@@ -176,78 +179,74 @@ def over_states(weights: Tensor, x: Tensor, scratch: Tensor, out: Tensor) -> Non
         out.copy_(torch.matmul(weights[..., None, :], x)[..., 0, :])
 
 
+def kept_states(size: int, length: int) -> int:
+    """How many states are kept for the way back: one before each segment of ``length`` steps of ``size`` elements."""
+    return Plan.of(size, length).count(length)
+
+
 def scan_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, keep: bool
+    x: Operands, state: Tensor, softplus: bool, reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs without the D term, the last state and, to go back later, the state before each segment.
 
     Args:
-        u: (B, L, K, E).
-        delta: (B, L, K, E), not negative.
-        A: (K, N, E), negative.
-        B, C: (B, L, K, N).
-        state: (B, K, N, E).
+        x: with A as (K, N, E); delta not negative, or what softplus makes so.
+        state: before the first step, (B, K, N, E).
+        softplus: pass delta through softplus.
         reverse: from the last step to the first.
         keep: whether to keep the states.
 
     Returns:
         (B, L, K, E), (B, K, N, E) and (S, B, K, N, E) in the order of the scan, S = 0 if none are kept.
     """
-    length = u.shape[1]
+    length = x.u.shape[1]
     plan = Plan.of(state.numel(), length)
-    y = torch.empty_like(u)
+    y = torch.empty_like(x.u)
     kept = state.new_empty(plan.count(length) if keep else 0, *state.shape)
     work: dict[int, Segment] = {}
     for i, (first, chunks, steps) in enumerate(plan.cuts(length, reverse)):
         if chunks * steps not in work:
-            work[chunks * steps] = Segment(chunks, steps, u, A.shape[1], reverse)
+            work[chunks * steps] = Segment(chunks, steps, x.u, x.A.shape[1], reverse)
         s, now = work[chunks * steps], slice(first, first + chunks * steps)
         if keep:
             kept[i] = state
-        step = delta[:, now]
-        _, state = s.forwards(step, step * u[:, now], A, B[:, now], state)
-        over_states(C[:, now], s.h, s.a, y[:, now])
+        step = F.softplus(x.delta[:, now]) if softplus else x.delta[:, now]
+        _, state = s.forwards(step, step * x.u[:, now], x.A, x.B[:, now], state)
+        over_states(x.C[:, now], s.h, s.a, y[:, now])
     return y, state, kept
 
 
-def scan_backward(
-    gy: Tensor,
-    g_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C and the first state, without those of the D term.
+def scan_backward(gy: Tensor, g_state: Tensor, x: Operands, kept: Tensor, softplus: bool, reverse: bool) -> Gradients:
+    """Gradients of the operands and of the first state, without those of the D term.
 
     Args:
         gy: gradient of the outputs, (B, L, K, E).
         g_state: gradient of the last state, (B, K, N, E).
+        x, softplus, reverse: as they were given to `scan_forward`.
         kept: of `scan_forward`.
     """
-    gu, gdelta, gB, gC = (torch.empty_like(x) for x in (u, delta, B, C))
-    gA, carry = torch.zeros_like(A), g_state
+    gu, g_delta, gB, gC = (torch.empty_like(t) for t in (x.u, x.delta, x.B, x.C))
+    gA, carry = torch.zeros_like(x.A), g_state
     work: dict[int, tuple[Segment, Tensor]] = {}
-    cuts = Plan.of(g_state.numel(), u.shape[1]).cuts(u.shape[1], not reverse)
+    cuts = Plan.of(g_state.numel(), x.u.shape[1]).cuts(x.u.shape[1], not reverse)
     for state, (first, chunks, steps) in zip(kept.flip(0), cuts, strict=True):
         if chunks * steps not in work:
-            made = Segment(chunks, steps, u, A.shape[1], reverse)
+            made = Segment(chunks, steps, x.u, x.A.shape[1], reverse)
             work[chunks * steps] = made, torch.empty_like(made.h)
         (s, g), now = work[chunks * steps], slice(first, first + chunks * steps)
-        step, fed, out = delta[:, now], u[:, now], gy[:, now]
+        raw, fed, out, B = x.delta[:, now], x.u[:, now], gy[:, now], x.B[:, now]
+        step = F.softplus(raw) if softplus else raw
         du = step * fed
-        into = s.forwards(step, du, A, B[:, now], state)[0].clone()  # the way back uses its memory
-        torch.mul(C[:, now, :, :, None], out[..., None, :], out=g)
-        carry = s.backwards(g, step, A, carry)
+        into = s.forwards(step, du, x.A, B, state)[0].clone()  # the way back uses its memory
+        torch.mul(x.C[:, now, :, :, None], out[..., None, :], out=g)
+        carry = s.backwards(g, step, x.A, carry)
         gC[:, now] = torch.matmul(s.h, out[..., None])[..., 0]
         gB[:, now] = torch.matmul(g, du[..., None])[..., 0]
         m = s.before(into).mul_(g)  # G a H_{t-1}
         q = torch.empty_like(du)
-        over_states(B[:, now], g, s.h, q)
+        over_states(B, g, s.h, q)
         torch.mul(step, q, out=gu[:, now])
-        gdelta[:, now] = torch.mul(m, A, out=s.h).sum(-2).addcmul_(fed, q)
+        g_step = torch.mul(m, x.A, out=s.h).sum(-2).addcmul_(fed, q)
+        g_delta[:, now] = g_step.mul_(raw.sigmoid()) if softplus else g_step
         gA += m.mul_(step[..., None, :]).flatten(0, 1).sum(0)
-    return gu, gdelta, gA, gB, gC, carry
+    return Gradients(gu, g_delta, gA, gB, gC, carry)

@@ -15,33 +15,26 @@ is how they are tested.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["Plan", "scan_backward", "scan_forward"]
+from saccade.ops.selective_scan.operands import Gradients, Operands
+
+__all__ = ["kept_states", "scan_backward", "scan_forward"]
 
 TILE = 32  # steps
 CHANNELS = 16
 FLAT = 256  # elements of a carrying program
 
 
-class Plan(NamedTuple):
-    """How a sequence is cut: tiles of the same length whatever the size of a step."""
-
-    steps: int = TILE
-
-    @classmethod
-    def of(cls, size: int, length: int) -> Plan:
-        """Neither the size of a step nor the length makes a difference."""
-        return cls()
-
-    def count(self, length: int) -> int:
-        """Tiles of a sequence."""
-        return -(-length // self.steps)
+def kept_states(size: int, length: int) -> int:
+    """How many states are kept for the way back, for ``length`` steps of whatever size: one before each tile."""
+    return -(-length // TILE)
 
 
 @triton.jit
@@ -190,7 +183,7 @@ def _sizes(u: Tensor, A: Tensor) -> tuple[tuple[int, int, int], tuple[int, int, 
     states = A.shape[1]
     padded = max(triton.next_power_of_2(each), 1)
     lanes = {"T": TILE, "NP": triton.next_power_of_2(states), "EP": min(CHANNELS, padded)}
-    grid = (batch * groups, triton.cdiv(each, lanes["EP"]), Plan().count(length))
+    grid = (batch * groups, triton.cdiv(each, lanes["EP"]), triton.cdiv(length, TILE))
     return grid, (length, groups, states, each), lanes
 
 
@@ -211,12 +204,18 @@ def _on_device(tensor: Tensor) -> Any:
     return torch.cuda.device_of(tensor)
 
 
+def _contiguous(x: Operands, softplus: bool) -> Operands:
+    """As the kernels read them, with final step sizes."""
+    x = x._replace(delta=F.softplus(x.delta)) if softplus else x
+    return Operands(*(t.contiguous() for t in x))
+
+
 def scan_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, keep: bool
+    x: Operands, state: Tensor, softplus: bool, reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `saccade.ops.selective_scan.chunked.scan_forward`."""
-    y = torch.empty_like(u)
-    u, delta, A, B, C, state = (x.contiguous() for x in (u, delta, A, B, C, state))
+    y, state = torch.empty_like(x.u), state.contiguous()
+    u, delta, A, B, C = _contiguous(x, softplus)
     with _on_device(u):
         into, end = _handed_on(u, delta, A, B, state, reverse, adjoint=False)
         grid, sizes, lanes = _sizes(u, A)
@@ -225,26 +224,20 @@ def scan_forward(
     return y.copy_(made) if y.stride() != made.stride() else made, end, into if keep else into[:0].clone()
 
 
-def scan_backward(
-    gy: Tensor,
-    g_state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def scan_backward(gy: Tensor, g_state: Tensor, x: Operands, kept: Tensor, softplus: bool, reverse: bool) -> Gradients:
     """As `saccade.ops.selective_scan.chunked.scan_backward`."""
-    gy, g_state, u, delta, A, B, C = (x.contiguous() for x in (gy, g_state, u, delta, A, B, C))
+    gy, g_state = gy.contiguous(), g_state.contiguous()
+    u, delta, A, B, C = _contiguous(x, softplus)
     grid, sizes, lanes = _sizes(u, A)
-    gu, gdelta, gA = torch.empty_like(u), torch.empty_like(u), torch.empty_like(kept)
+    gu, g_delta, gA = torch.empty_like(u), torch.empty_like(u), torch.empty_like(kept)
     gB, gC = (u.new_empty(grid[1], *B.shape) for _ in range(2))  # a part from each block of channels
     with _on_device(u):
         behind, first = _handed_on(gy, delta, A, C, g_state, reverse, adjoint=True)
         _gradients_kernel[grid](
-            gy, u, delta, A, B, C, kept, behind, gu, gdelta, gA, gB, gC, *sizes, REVERSE=reverse, **lanes
+            gy, u, delta, A, B, C, kept, behind, gu, g_delta, gA, gB, gC, *sizes, REVERSE=reverse, **lanes
         )
     begin = delta[:, -1 if reverse else 0]  # (B, K, E)
-    return gu, gdelta, gA.sum((0, 1)), gB.sum(0), gC.sum(0), first * torch.exp(begin[:, :, None] * A)
+    if softplus:
+        g_delta *= x.delta.sigmoid()
+    g_state = first * torch.exp(begin[:, :, None] * A)
+    return Gradients(gu, g_delta, gA.sum((0, 1)), gB.sum(0), gC.sum(0), g_state)
