@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,7 @@ from saccade.restoration.dot import DeepOptimalTransport, fit, from_official, id
 from saccade.restoration.dot.gaussian import make_psd, root, transport_operators, w2
 from saccade.restoration.dot.patches import Map, fold_weights, patchify
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -64,6 +57,16 @@ def test_the_map_is_exact_symmetric_positive_and_the_identity_between_equals() -
     torch.testing.assert_close(operator @ source @ operator.mT, target, atol=1e-7, rtol=0)
     same, _ = transport_operators(source, source, 1e-12)
     torch.testing.assert_close(same, torch.eye(9, dtype=torch.float64), atol=1e-8, rtol=0)
+
+
+def test_directions_of_small_variance_are_not_blown_up() -> None:
+    source = torch.diag(torch.tensor([1.0, 1e-2, 1e-5], dtype=torch.float64))  # eps is far above the last ones' product
+    target = torch.diag(torch.tensor([1.0, 2e-2, 4e-5], dtype=torch.float64))
+    operator, _ = transport_operators(source, target, 1e-7)
+    wanted = torch.diag(torch.tensor([1.0, 2**0.5, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(operator, wanted, atol=1e-9, rtol=0)
+    official, _ = transport_operators(source, target, 1e-7, "official")
+    assert float(official[2, 2]) > 30  # the published code's, which no longer is the map between the two
 
 
 def test_samples_arrive_with_the_targets_covariance_at_the_least_cost() -> None:

@@ -27,7 +27,7 @@ from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
 from saccade.reproduce.training import seeded
 from saccade.restoration.realbasicvsr import RealBasicVSR
-from saccade.restoration.realbasicvsr.network import Flows
+from saccade.restoration.realbasicvsr.network import ONE_PASS, Flows
 from saccade.restoration.realbasicvsr.streaming import Streamer
 from saccade.training.trainer import learning_rate
 
@@ -231,6 +231,7 @@ def tiny(seed: int, blocks: int = 3, cleaning: int | None = None) -> RealBasicVS
         for branch in (model.backward_branch, model.forward_branch):
             branch.stack.first.weight[:, 3:].zero_()  # features of other frames: unseen by a net of single frames
     model.flow.requires_grad_(False)
+    model.threshold = ONE_PASS  # what the cleaning module is trained with: it is given no cleaned frames to clean again
     return model
 
 
@@ -356,9 +357,19 @@ def cleaning(start: RealBasicVSR, clips: SlidingClips, test: Sequence[Path], see
         figures[f"parameters_{name}"] = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("flow."))
         train(model, clips, steps=CLEAN_STEPS, seed=seed + 2, batch=2, what=name.replace("_", " "), damage=True)
         figures[f"psnr_y_db_damaged_{name}"] = mean(score(model, damaged))
+        if own:
+            figures |= repeated(model, damaged)
         table = score(model, quiet)
         figures[f"psnr_y_db_still_{name}_at_5_25_45"] = [statistics.mean(row[i] for row in table) for i in (5, 25, 45)]
     return figures
+
+
+def repeated(model: RealBasicVSR, damaged: Sequence[Clips], threshold: float = 5.0) -> Figures:
+    """The same with as many passes of cleaning as the threshold of the released tests asks for."""
+    model.threshold = threshold
+    found = mean(score(model, damaged))
+    model.threshold = ONE_PASS
+    return {"psnr_y_db_damaged_cleaning_repeated": found}
 
 
 def grown(start: RealBasicVSR, blocks: int, cleaning: int | None, seed: int) -> RealBasicVSR:

@@ -40,9 +40,9 @@ class DeepOptimalTransport(nn.Module):
         codec: name of the autoencoder's weights (`identity`), or "pixels".
         vae: the autoencoder itself: see `Latent`. Sets ``channels`` and ``codec``.
         sample: draw latents from the posterior (as the official code) instead of its mean.
-        compat: "official" for the published code's deviations: a call ignores its options, and a degenerate source gets
-            one noise vector for all patches with covariance C (1 - a)^(1/2), where a vector for each patch with
-            C (1 - a)^2 is due.
+        compat: "official" for the published code's deviations: ``eps`` is added under a root, which blows up directions
+            of small variance (`gaussian`), a call ignores its options, and a degenerate source gets one noise vector
+            for all patches with covariance C (1 - a)^(1/2), where a vector for each patch with C (1 - a)^2 is due.
 
     Shape: (B, 3, H, W) in [0, 1] -> the same, not clamped.
 
@@ -241,7 +241,7 @@ class DeepOptimalTransport(nn.Module):
         return self.distance()
 
     def _map(self, cov_source: Tensor) -> None:
-        operator, noise = transport_operators(cov_source, self.cov_target, self.eps)
+        operator, noise = transport_operators(cov_source, self.cov_target, self.eps, self.compat)
         self.transport_operator.copy_(operator)
         self.noise_covariance.zero_() if noise is None else self.noise_covariance.copy_((noise + noise.mT) / 2)
         self._maps = {}
@@ -341,7 +341,7 @@ class DeepOptimalTransport(nn.Module):
             raise UsageError("zero-shot transport needs the statistics of natural pictures: update_target")
         mean_source, cov_source = own._moments("source")
         mean_target, cov_target = self._moments("target")
-        operator, noise = transport_operators(cov_source, cov_target, self.eps)
+        operator, noise = transport_operators(cov_source, cov_target, self.eps, self.compat)
         return self._mixed(
             operator, torch.zeros_like(operator) if noise is None else noise, mean_source, mean_target, alpha
         )
