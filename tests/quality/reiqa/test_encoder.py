@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from saccade.budget import has_budget
 from saccade.checkpoint import load, save
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
-from saccade.quality.reiqa.encoder import Encoder, Head
+from saccade.quality.reiqa.encoder import Encoder, Head, local_contrast, window_mean
 from saccade.quality.reiqa.network import LAYOUTS, ReIQA, from_official, with_content
 from saccade.registry import create, list_models
 
@@ -61,17 +62,44 @@ def test_the_encoder_is_timms_resnet(block: str, name: str) -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-@given(height=st.integers(1, 60), width=st.integers(1, 60), block=st.sampled_from(["basic", "bottleneck"]))
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    block=st.sampled_from(["basic", "bottleneck"]),
+    contrast=st.booleans(),
+)
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_folding_the_norms_keeps_the_function_at_any_size(height: int, width: int, block: str) -> None:
-    encoder = Encoder(block, (1, 2), (4, 6), 5).eval().double()  # type: ignore[arg-type]
+def test_folding_the_norms_keeps_the_function_at_any_size(height: int, width: int, block: str, contrast: bool) -> None:
+    encoder = Encoder(block, (1, 2), (4, 6), 5, contrast).eval().double()  # type: ignore[arg-type]
     randomise(encoder)
     x = picture(2, 3, height, width).double()
     before = encoder(x)
     torch.testing.assert_close(encoder.fuse()(x), before, rtol=1e-9, atol=1e-9)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
     torch.testing.assert_close(encoder.fuse()(x), before, rtol=1e-9, atol=1e-9)
+
+
+@given(height=st.integers(1, 20), width=st.integers(1, 20))
+@settings(max_examples=25, deadline=None)
+def test_a_window_mean_is_the_pooled_mean_with_the_border_repeated(height: int, width: int) -> None:
+    x = picture(2, 3, height, width).double()
+    torch.testing.assert_close(window_mean(x), F.avg_pool2d(F.pad(x, (3,) * 4, mode="replicate"), 7, 1))
+
+
+def test_local_contrast_knows_no_brightness_and_hardly_a_gain() -> None:
+    x = picture(1, 3, 40, 50).double() * 0.5
+    local = local_contrast(x)
+    assert local.shape == (1, 6, 40, 50)
+    torch.testing.assert_close(local_contrast(x + 0.3), local)
+    louder = local_contrast(2 * x)
+    torch.testing.assert_close(louder[:, :3], local[:, :3], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        louder[:, 3:] - local[:, 3:], torch.full_like(local[:, 3:], 0.5 * np.log(2)), atol=1e-3, rtol=0
+    )
+    flat = local_contrast(torch.full((1, 3, 9, 9), 0.7))
+    assert flat[:, :3].abs().max() < 1e-3, "no noise is made where there is none"
+    assert flat.isfinite().all()
 
 
 def test_published_counts() -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import UsageError
-from saccade.quality.reiqa.encoder import DEVIATION, MEAN, Encoder, Residual
+from saccade.quality.reiqa.encoder import DEVIATION, FAINT, FAINTEST, FLOOR, MEAN, WINDOW, Encoder, Residual
 from saccade.quality.reiqa.network import ReIQA
-from saccade.runtime.engines import _openvino, available_backends, cores
+from saccade.runtime.engines import available_backends, cores, load_openvino
 
 __all__ = ["Backend", "encoders", "pick_backend"]
 
@@ -86,12 +86,39 @@ def _graph(ov: Any, encoder: Encoder, normalise: bool) -> Any:
     x = op.subtract(op.convert(pixels, "f32"), op.constant(np.broadcast_to(255 * mean, 3).astype(np.float32)))
     x = op.transpose(x, op.constant(np.array([0, 3, 1, 2])))
     scale = 1 / (255 * np.broadcast_to(deviation, 3))
-    x = op.relu(_convolution(op, x, encoder.conv1, scale.astype(np.float32)))
+    if encoder.contrast:
+        x = _local_contrast(op, op.multiply(x, op.constant(scale.astype(np.float32).reshape(1, 3, 1, 1))))
+        x = op.relu(_convolution(op, x, encoder.conv1))
+    else:
+        x = op.relu(_convolution(op, x, encoder.conv1, scale.astype(np.float32)))
     x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3], "floor").output(0)
     for i in range(encoder.stages):
         for block in cast("list[Residual]", getattr(encoder, f"layer{i + 1}")):
             x = _residual(op, x, block)
-    return ov.Model([op.reduce_mean(x, op.constant(np.array([2, 3])), False).output(0)], [pixels], "encoder")
+    y = op.reduce_mean(x, op.constant(np.array([2, 3])), False)
+    if encoder.contrast:
+        y = op.log(op.add(y, op.constant(np.float32(FLOOR))))
+    return ov.Model([y.output(0)], [pixels], "encoder")
+
+
+def _local_contrast(op: Any, x: Any) -> Any:
+    """`encoder.local_contrast`."""
+
+    def number(value: float) -> Any:
+        return op.constant(np.float32(value))
+
+    def window_mean(y: Any) -> Any:
+        reach = op.constant(np.array([0, 0, WINDOW // 2, WINDOW // 2]))
+        y = op.pad(y, reach, reach, "edge")
+        for shape in ([WINDOW, 1], [1, WINDOW]):
+            y = op.avg_pool(y, [1, 1], [0, 0], [0, 0], shape, True, "floor").output(0)
+        return y
+
+    x = op.subtract(x, window_mean(x))
+    variance = window_mean(op.multiply(x, x))
+    over = op.divide(x, op.sqrt(op.add(variance, number(FAINT**2))))
+    spread = op.log(op.add(variance, number(FAINTEST**2)))
+    return op.concat([over, op.add(op.multiply(spread, number(0.25)), number(1.5))], 1)
 
 
 def _residual(op: Any, x: Any, block: Residual) -> Any:

@@ -30,6 +30,7 @@ from saccade.data.distortions import distorted_stack
 from saccade.errors import InputError, UsageError
 from saccade.progress import bar
 from saccade.quality.reiqa.encoder import DEVIATION, MEAN, Encoder, Head
+from saccade.training.muon import Muon
 
 __all__ = ["Crops", "Queue", "Recipe", "contrast_logits", "half_swap", "overlapping_crops", "pretrain", "shifts"]
 
@@ -148,8 +149,8 @@ class Recipe:
         temperature: of the softmax (0.2 in the paper).
         momentum: of the key encoder (0.999 in the paper, for 100 times the steps). A key encoder that follows too
             fast collapses: all keys run away from the queue's old ones together.
-        rate: peak learning rate of AdamW; warmed up over a 20th of the steps, then half a cosine. (The paper takes LARS
-            for batches of 630 pictures.)
+        rate: peak learning rate of Muon; warmed up over a 20th of the steps, then half a cosine. (The paper takes LARS
+            for batches of 630 pictures. AdamW needs several times the steps of Muon here.)
         decay: weight decay.
         within: the other keys of a step are negatives too.
         distortions: False leaves the copies clean, each from a place of its own: plain momentum contrast.
@@ -169,7 +170,7 @@ class Recipe:
     queue: int = 0
     temperature: float = 0.1
     momentum: float = 0.95
-    rate: float = 3e-4
+    rate: float = 4e-3
     decay: float = 1e-2
     within: bool = True
     distortions: bool = True
@@ -301,7 +302,7 @@ def pretrain(
     network = network.train().to(memory_format=torch.channels_last)
     keys = copy.deepcopy(network).requires_grad_(False)
     queue = Queue(recipe.queue, recipe.head[1])
-    optimiser = torch.optim.AdamW(network.parameters(), recipe.rate, weight_decay=recipe.decay, fused=True)
+    optimiser = Muon(network.parameters(), recipe.rate, weight_decay=recipe.decay)
     with bar("pre-training", recipe.steps) as advance:
         for step in range(recipe.steps):
             for group in optimiser.param_groups:

@@ -286,7 +286,7 @@ def reiqa(
 
 @register("reiqa_small", system="reiqa", task="image quality", dial="content branch, sizes")
 def reiqa_small(content: bool = True, width: float = 0.5, layers: Sequence[int] = (2, 2, 2)) -> ReIQA:
-    """Two ResNet-18 of half width without the last stage, regressors included; our own weights, 512 features.
+    """Two ResNet-18 of half width without the last stage, on local contrast; regressors included; 512 features.
 
     Args:
         content: with the content branch.
@@ -294,7 +294,7 @@ def reiqa_small(content: bool = True, width: float = 0.5, layers: Sequence[int] 
         layers: blocks of each stage; (2, 2, 2, 2) has the last stage, which is three quarters of the parameters.
     """
     widths = [max(1, round(w * width)) for w in (64, 128, 256, 512)[: len(layers)]]
-    return _make(content, "basic", layers, widths, widths[0], None, True)
+    return _make(content, "basic", layers, widths, widths[0], None, True, contrast=True)
 
 
 def _make(
@@ -305,11 +305,12 @@ def _make(
     stem: int,
     head: Sequence[int] | None,
     regressors: bool,
+    contrast: bool = False,
 ) -> ReIQA:
     projection = None if head is None else (int(head[0]), int(head[1]))
 
     def branch() -> Branch:
-        return Branch(Encoder(block, tuple(layers), tuple(widths), stem), projection)
+        return Branch(Encoder(block, tuple(layers), tuple(widths), stem, contrast), projection)
 
     return ReIQA(branch(), branch() if content else None, regressors=regressors)
 

@@ -3,12 +3,13 @@
     photograph -- piece of it -- untouched, or one distortion at level 0..4 -- rated 100, 80, 60, 40, 20, 0
 
 The makers of KADID chose the five levels of every kind so that they look evenly spaced from hardly visible to very
-annoying, and alike between kinds; so levels can stand in for ratings. Kinds whose levels cross the identity (shifts of
-brightness, contrast, saturation) are left out.
+annoying, and alike between kinds; so levels can stand in for ratings. Regressors are fitted to what spoils texture;
+changes of colour and brightness and displaced patches, which pooled local contrast hardly sees, are left out.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,21 +17,45 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saccade.data.distortions import DISTORTIONS, LEVELS, distort
+from saccade.checkpoint import write_bytes
+from saccade.data.distortions import LEVELS, distort
 from saccade.progress import track
 from saccade.quality.reiqa.encoder import Encoder
 from saccade.quality.reiqa.moco import Recipe, pretrain
 from saccade.quality.reiqa.network import ReIQA
+from saccade.quality.reiqa.protocol import srcc
 from saccade.quality.reiqa.ridge import fit_ridge
 from saccade.quality.reiqa.scoring import Scorer, read_pixels
 from saccade.registry import create
 
-__all__ = ["KINDS", "Rated", "fit_regressors", "rated_pieces", "spoilt", "train_small"]
+__all__ = [
+    "KINDS",
+    "SIDE",
+    "Rated",
+    "fit_regressors",
+    "pieces",
+    "rated_pieces",
+    "save_small",
+    "score_agreement",
+    "score_pieces",
+    "spoilt",
+    "train_small",
+]
 
 #: kinds of the test: blur, compression, noise, lost resolution, coarse pixels
 KINDS = ("gaussian_blur", "jpeg", "white_noise", "resize_bicubic", "pixelate")
-#: kinds that regressors are fitted on
-RISING = tuple(kind for kind, what in DISTORTIONS.items() if what.rising)
+#: side of the pieces that figures are taken on, pixels
+SIDE = 384
+ENCODERS = ("quality.", "content.")
+#: kinds that regressors are fitted on; every family counts alike, however many kinds it has
+FAMILIES = (
+    ("gaussian_blur", "lens_blur", "motion_blur", "denoise"),
+    ("jpeg",),
+    ("white_noise", "ycbcr_noise", "impulse_noise", "speckle_noise"),
+    ("resize_bicubic", "resize_bilinear", "resize_nearest", "resize_lanczos"),
+    ("pixelate",),
+    ("sharpen", "jitter"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +91,7 @@ def spoilt(files: Sequence[Path], kinds: Sequence[str] = KINDS, seed: int = 0) -
                 yield Rated(distort(pixels, kind, level, chance), level + 1, kind, content)
 
 
-def rated_pieces(files: Sequence[Path], each: int = 24, seed: int = 0) -> Iterator[Rated]:
+def rated_pieces(files: Sequence[Path], each: int = 15, seed: int = 0) -> Iterator[Rated]:
     """Pieces of 256 to 448 pixels: of every photograph three untouched and ``each`` spoilt ones."""
     for content, file in enumerate(files):
         pixels = read_pixels(file)[0]
@@ -78,7 +103,8 @@ def rated_pieces(files: Sequence[Path], each: int = 24, seed: int = 0) -> Iterat
             if i < 3:
                 yield Rated(piece, 0, "", content)
                 continue
-            kind, level = RISING[int(chance.integers(len(RISING)))], int(chance.integers(LEVELS))
+            family = FAMILIES[int(chance.integers(len(FAMILIES)))]
+            kind, level = family[int(chance.integers(len(family)))], int(chance.integers(LEVELS))
             yield Rated(distort(np.ascontiguousarray(piece), kind, level, chance), level + 1, kind, content)
 
 
@@ -117,7 +143,7 @@ def halve_precision(model: ReIQA) -> ReIQA:
     """Round the encoders' numbers to what float16 holds (the file stores them so); returns the model."""
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if value.is_floating_point() and name.startswith(("quality.", "content.")):
+            if value.is_floating_point() and name.startswith(ENCODERS):
                 value.copy_(value.half().float())
     return model
 
@@ -161,3 +187,59 @@ def train_small(
         pretrain(encoder, files, own, told)
     halve_precision(model.eval())
     return model, fit_regressors(model, files, recipe.seed, threads)
+
+
+def save_small(model: ReIQA, path: Path, **metadata: str) -> None:
+    """Write a model of `train_small`: its encoders in float16, which holds their numbers exactly.
+
+    Args:
+        metadata: strings for the header.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    state = {
+        name: (value.half() if value.is_floating_point() and name.startswith(ENCODERS) else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    told = json.dumps({"model": model.saccade_name, "options": model.saccade_options}, sort_keys=True)
+    write_bytes(path, to_bytes(state, metadata={"saccade": told, **metadata}))
+
+
+# -- figures
+
+
+def pieces(files: Sequence[Path], seed: int = 0, place: float = 0.5, side: int = SIDE) -> list[Rated]:
+    """Spoilt photographs, of each the same piece of at most ``side`` pixels a side, cut after it was spoilt.
+
+    Args:
+        place: of the piece, 0 top left to 1 bottom right.
+    """
+    made = []
+    for r in spoilt(files, seed=seed):
+        top, left = (int(max(0, n - side) * place) for n in r.pixels.shape[:2])
+        made.append(replace(r, pixels=np.ascontiguousarray(r.pixels[top : top + side, left : left + side])))
+    return made
+
+
+def score_pieces(model: ReIQA, rated: Sequence[Rated]) -> np.ndarray:
+    """(n,) scores by the model's own regressor."""
+    scorer = Scorer(model)
+    return np.array([scorer.score(r.pixels) for r in rated])
+
+
+def score_agreement(model: ReIQA, files: Sequence[Path]) -> dict[str, float]:
+    """SRCC of a model's own scores with the level of damage: of all `pieces`, and of each kind with the untouched ones.
+
+    Raises:
+        InputError: unreadable pictures.
+    """
+    rated = pieces(files)
+    scores, levels = score_pieces(model, rated), np.array([r.level for r in rated])
+    found = {"srcc": srcc(-scores, levels)}
+    for kind in KINDS:
+        own = np.array([r.kind in (kind, "") for r in rated])
+        found[f"srcc_{kind}"] = srcc(-scores[own], levels[own])
+    return found
