@@ -41,7 +41,7 @@ def _completed(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     convs = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     config["first_conv"] = next((n for n, m in convs if m.in_channels == getattr(model, "in_chans", 3)), None)
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    config["classifier"] = next((n for n in linears if n.startswith("head")), None)
+    config["classifier"] = next((n for n in linears if n.startswith(getattr(model, "classifier", "head"))), None)
     config["num_classes"] = getattr(model, "num_classes", 0)
     maps: Any = getattr(model, "feature_info", None)
     stride = maps[-1]["reduction"] if isinstance(maps, list) else 32

@@ -13,7 +13,6 @@ no position code: the depthwise convolutions tell the place. All norms but GN fo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
-from saccade.nn.backbone import Backbone, made, named
-from saccade.nn.conv_norm import ConvNorm, NormLinear, ResidualDepthwise
-from saccade.nn.lean_vit import FeedForward, patch_stem, transition
+from saccade.nn.backbone import made, named
+from saccade.nn.conv_norm import ConvNorm, ResidualDepthwise
+from saccade.nn.lean_vit import FeedForward, LeanViT, renamed_official, renamed_timm, transition
 from saccade.registry import recognise, register
 
 __all__ = ["SHViT", "SingleHeadAttention"]
@@ -74,7 +73,7 @@ class Block(nn.Module):
         return out
 
 
-class SHViT(Backbone):
+class SHViT(LeanViT):
     """Single-head vision transformer (table 1).
 
     Args:
@@ -106,43 +105,20 @@ class SHViT(Backbone):
         for what, given in (("depths", depths), ("partial", partial), ("kinds", kinds), ("qk_dim", dims)):
             if len(given) != len(widths):
                 raise UsageError(f"{what} has {len(given)} entries for {len(widths)} stages")
-        if widths[0] % 8:
-            raise UsageError(f"widths[0] is {widths[0]}, it must divide by 8: the stem doubles it three times")
         for i, (width, part, kind) in enumerate(zip(widths, partial, kinds, strict=True)):
             if kind not in ("i", "s"):
                 raise UsageError(f"kinds[{i}] is {kind!r}: 'i' (no attention) or 's' (single head)")
             if kind == "s" and not 0 < part < width:
                 raise UsageError(f"partial[{i}] is {part}, it must lie between 0 and the width, {width}")
-        super().__init__(widths, [16 << i for i in range(len(widths))], least=16, **options)
+        super().__init__(widths, distillation=distillation, **options)
         self.widths, self.depths, self.partial, self.kinds = widths, depths, partial, kinds
-        self.distillation = distillation
-        self.stem = patch_stem(self.in_chans, widths[0])
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
             layers = transition(widths[i - 1], width) if i else []
             layers += [Block(width, partial[i], dims[i], kinds[i]) for _ in range(depths[i])]
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
-        self.head_dist: nn.Module | None = None
         self.reset_classifier(self.num_classes)
-
-    def make_head(self, num_classes: int) -> nn.Module:
-        """Batch norm and a linear layer."""
-        return NormLinear(self.num_features, num_classes)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Fresh classifiers, as `Backbone.reset_classifier`."""
-        super().reset_classifier(num_classes, global_pool)
-        if self.distillation:
-            self.head_dist = self.make_head(num_classes) if num_classes else None
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        """Logits; with distillation in training the pair of both classifiers'."""
-        pooled = super().forward_head(x, pre_logits=True)
-        if pre_logits or self.head_dist is None:
-            return pooled if pre_logits else self.head(pooled)
-        logits = self.head(pooled), self.head_dist(pooled)
-        return logits if self.training else (logits[0] + logits[1]) / 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,37 +165,6 @@ def shvit(**options: Any) -> nn.Module:
 # ---------------------------------------------------------------------------------------------------------------------
 # Published weights
 # ---------------------------------------------------------------------------------------------------------------------
-_LEAVES = (
-    (r"^(stages\.\d+\.[02])\.1\.m\.", r"\1.1."),  # feed-forward of a transition
-    (r"\.mixer\.m\.", ".mixer."),
-    (r"\.proj\.1\.", ".proj."),
-    (r"\.ffn\.m\.", ".ffn."),
-    (r"\.c\.", ".conv."),
-    (r"^head(_dist)?\.l\.", r"head\1.linear."),
-)
-_OFFICIAL = (
-    (r"^patch_embed\.", "stem."),
-    (r"^blocks(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
-    *_LEAVES,
-)
-_TIMM = (
-    (r"^patch_embed\.", "stem."),
-    (r"^(stages\.\d+)\.downsample\.(\d)\.", lambda m: f"{m[1]}.{('0.0', '0.1', '1', '2.0', '2.1')[int(m[2])]}."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)", lambda m: f"stages.{m[1]}.{int(m[2]) + (3 if int(m[1]) else 0)}"),
-    *_LEAVES,
-)
-
-
-def _renamed(state: StateDict, rules: Sequence[tuple[str, Any]]) -> StateDict:
-    """Our names; 1x1 convolutions that old files hold as matrices in their shape."""
-    made = {}
-    for name, value in state.items():
-        for pattern, to in rules:
-            name = re.sub(pattern, to, name)
-        made[name] = value[..., None, None] if value.dim() == 2 and ".conv.weight" in name else value
-    return made
-
-
 def _describe(state: StateDict) -> dict[str, Any]:
     """Options of the network behind a state in our key names."""
     try:
@@ -249,12 +194,12 @@ def _stage(state: StateDict, i: int) -> tuple[int, int, int, str, int]:
 @recognise("shvit", keys=("patch_embed.0.c.weight", "blocks2.1.conv1.c.weight", "blocks*.mixer.m.pre_norm.weight"))
 def from_official(state: StateDict) -> Recipe | None:
     """Checkpoints of the published code."""
-    ours = _renamed(state, _OFFICIAL)
+    ours = renamed_official(state)
     return named("shvit", VARIANTS, _describe(ours), ours)
 
 
 @recognise("shvit", keys=("patch_embed.0.c.weight", "stages.1.downsample.2.conv1.c.weight", "head.l.weight"))
 def from_timm(state: StateDict) -> Recipe | None:
     """Checkpoints of timm's zoo."""
-    ours = _renamed(state, _TIMM)
+    ours = renamed_timm(state)
     return named("shvit", VARIANTS, _describe(ours), ours)

@@ -13,6 +13,7 @@ networks as they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import InputError, UsageError
 
-__all__ = ["Backbone", "made", "named"]
+__all__ = ["Backbone", "NamedStages", "made", "named"]
 
 B = TypeVar("B", bound="Backbone")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,6 +53,8 @@ class Backbone(nn.Module):
     """
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    final = "norm"  # the name of what stands between the last stage and the pool
+    classifier = "head"  # the name of the last layer
     stem: nn.Module
     stages: nn.ModuleList
     norm: nn.Module
@@ -131,7 +134,7 @@ class Backbone(nn.Module):
         """The last map, normalised as the head wants it: (B, num_features, h, w)."""
         for last in self.maps(x):
             x = last
-        out: Tensor = self.norm(x)
+        out: Tensor = getattr(self, self.final)(x)
         return out
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -139,7 +142,7 @@ class Backbone(nn.Module):
         if self.global_pool:
             x = self.head_norm(x.mean((2, 3)))
         x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        return x if pre_logits else self.get_classifier()(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -167,16 +170,16 @@ class Backbone(nn.Module):
         """
         if output_fmt != "NCHW":
             raise UsageError(f"maps come as NCHW, not {output_fmt}")
-        taken = self.stage_numbers(indices)
+        taken, final = self.stage_numbers(indices), getattr(self, self.final)
         found: dict[int, Tensor] = {}
         last = x
         for i, last in enumerate(self.maps(x)):
             if i in taken:
-                found[i] = self.norm(last) if norm and i == len(self.stages) - 1 else last
+                found[i] = final(last) if norm and i == len(self.feature_info) - 1 else last
             if stop_early and intermediates_only and i == max(taken):
                 break
         maps = [found[i] for i in taken]
-        return maps if intermediates_only else (self.norm(last), maps)
+        return maps if intermediates_only else (final(last), maps)
 
     def stage_numbers(self, indices: int | Sequence[int] | None) -> list[int]:
         """Numbers of stages from 0, as `forward_intermediates` takes them.
@@ -199,7 +202,7 @@ class Backbone(nn.Module):
         taken = self.stage_numbers(indices)
         self.stages = nn.ModuleList(list(self.stages)[: max(taken) + 1])
         if prune_norm:
-            self.norm = nn.Identity()
+            setattr(self, self.final, nn.Identity())
         if prune_head:
             self.reset_classifier(0, "")
         return taken
@@ -208,7 +211,8 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
-        return self.head
+        last: nn.Module = getattr(self, self.classifier)
+        return last
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier, or none for ``num_classes=0``; ``global_pool=""`` leaves the map unpooled.
@@ -224,7 +228,7 @@ class Backbone(nn.Module):
         self.num_classes, self.global_pool = num_classes, pool
         if not pool:
             self.head_norm = nn.Identity()
-        self.head = self.make_head(num_classes) if num_classes else nn.Identity()
+        setattr(self, self.classifier, self.make_head(num_classes) if num_classes else nn.Identity())
 
     def make_head(self, num_classes: int) -> nn.Module:
         """The classifier: a linear layer, truncated normal of deviation 0.02."""
@@ -246,6 +250,59 @@ class Backbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay leaves alone, beside vectors."""
         return set()
+
+
+class NamedStages(Backbone):
+    """A backbone whose stages have names of their own, because the key names of published weights are kept.
+
+    A subclass gives the names, and its `opening` where that is more than ``stem``.
+
+    Args:
+        stage_names: attributes that hold the stages, in order.
+        options: as `Backbone`.
+    """
+
+    def __init__(
+        self, stage_names: Sequence[str], widths: Sequence[int], reductions: Sequence[int], **options: Any
+    ) -> None:
+        super().__init__(widths, reductions, **options)
+        self.stage_names = list(stage_names)
+        for info, name in zip(self.feature_info, stage_names, strict=True):
+            info["module"] = name
+
+    def opening(self, x: Tensor) -> Tensor:
+        """What stands before the first stage."""
+        out: Tensor = self.stem(x)
+        return out
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """The map behind each stage, as `Backbone.maps`."""
+        self.check(x)
+        x = self.opening(x)
+        for name in self.stage_names:
+            x = self._run(getattr(self, name), x)
+            yield x
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As `Backbone.prune_intermediate_layers`."""
+        taken = self.stage_numbers(indices)
+        for name in self.stage_names[max(taken) + 1 :]:
+            delattr(self, name)
+        self.stage_names = self.stage_names[: max(taken) + 1]
+        if prune_norm:
+            setattr(self, self.final, nn.Identity())
+        if prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As `Backbone.group_matcher`; what stands before the first stage is the stem."""
+        children = [name for name, _ in self.named_children()]
+        stem = "|".join(map(re.escape, children[: children.index(self.stage_names[0])]))
+        stage = rf"^{self.stage_names[0].rstrip('0123456789')}(\d+)"
+        return {"stem": rf"^(?:{stem})\.", "blocks": stage if coarse else [(rf"{stage}\.\D*(\d+)", None)]}
 
 
 def made(

@@ -10,12 +10,13 @@ __all__ = ["ConvNorm", "NormLinear", "ResidualDepthwise", "SqueezeExcitation"]
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm (eps 1e-5), and the activation if there is one.
+    """Convolution, batch norm (eps 1e-5), and the activation if there is one.
 
     Shape: (B, inputs, H, W) -> (B, outputs, H', W'); "same" padding for odd kernels unless ``padding`` says otherwise.
 
     Args:
         gain: start of the norm's weight; 0 makes a residual branch start as nothing.
+        bias: of the convolution; the norm has one, so it only matters where published networks have it.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class ConvNorm(nn.Module):
         groups: int = 1,
         act: nn.Module | None = None,
         gain: float = 1.0,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         padding = kernel // 2 if padding is None else padding
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
         self.bn = nn.BatchNorm2d(outputs)
         self.act = act if act is not None else nn.Identity()
         nn.init.constant_(self.bn.weight, gain)

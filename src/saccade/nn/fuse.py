@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saccade.errors import UsageError
 
-__all__ = ["absorb_identity", "affine_of", "fuse", "fused_conv", "fused_linear"]
+__all__ = ["absorb_identity", "affine_of", "folded", "fuse", "fused_conv", "fused_linear"]
 
 M = TypeVar("M", bound=nn.Module)
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -68,6 +68,17 @@ def fused_linear(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
     made.weight.copy_(linear.weight * gain)
     made.bias.copy_(linear.weight @ offset if linear.bias is None else linear.weight @ offset + linear.bias)
     return made.train(linear.training)
+
+
+def folded(layers: nn.Sequential) -> nn.Sequential:
+    """The same sequence with every batch norm that follows a convolution folded into it; identities are left out."""
+    made: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d) and made and isinstance(made[-1], nn.Conv2d):
+            made[-1] = fused_conv(made[-1], layer)
+        elif not isinstance(layer, nn.Identity):
+            made.append(layer)
+    return nn.Sequential(*made).train(layers.training)
 
 
 @torch.no_grad()
