@@ -24,7 +24,17 @@ from saccade.errors import CheckpointError, UsageError, first_line
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelEntry", "Recogniser", "create", "default_weights", "entry", "list_models", "recognise", "register"]
+__all__ = [
+    "ModelEntry",
+    "Recogniser",
+    "create",
+    "default_weights",
+    "entry",
+    "list_models",
+    "recognise",
+    "register",
+    "variants",
+]
 
 ROOT = Path(__file__).parent
 WEIGHTS = ROOT / "weights"
@@ -168,6 +178,11 @@ def list_models(pattern: str = "*", *, task: str | None = None, system: str | No
         for name, e in _scan()[0].items()
         if fnmatch.fnmatch(name, pattern) and task in (None, e.task) and system in (None, e.system)
     )
+
+
+def variants(system: str) -> list[str]:
+    """Names of a system's models in the order of its source, which is from small to large."""
+    return [name for name, e in _scan()[0].items() if e.system == system]
 
 
 def entry(name: str) -> ModelEntry:

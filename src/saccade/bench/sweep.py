@@ -81,12 +81,14 @@ def exponent(sides: Sequence[int], values: Sequence[float]) -> float | None:
 
 
 def default_models() -> list[str]:
-    """One variant a system: the registered one that stands first in its file."""
+    """One variant a system, the smallest; none of those that are built for one size."""
     found: dict[str, str] = {}
-    for name in registry.list_models(task="classification"):
-        entry = registry.entry(name)
-        if entry.system and entry.facts.get("timm", True) and not entry.facts.get("fixed_size"):
-            found.setdefault(entry.system, name)
+    for slug in {registry.entry(n).system for n in registry.list_models(task="classification")} - {""}:
+        for name in registry.variants(slug):
+            entry = registry.entry(name)
+            any_size = entry.task == "classification" and not entry.facts.get("fixed_size")
+            if any_size and entry.facts.get("timm", True):
+                found.setdefault(slug, name)
     return sorted(found.values())
 
 
