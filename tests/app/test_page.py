@@ -195,4 +195,5 @@ def test_a_job_takes_no_file_that_was_not_uploaded(page: Any, path: str) -> None
     with urlopen(f"{address}/{event}", timeout=60) as answer:
         told = answer.read().decode()
     assert told.startswith("event: error")
-    assert "root:" not in told and "import" not in told
+    assert "root:" not in told
+    assert "import" not in told

@@ -465,3 +465,22 @@ def test_networks_on_rgb_run_in_openvino_and_in_torch_alike(name: str, tmp_path:
         Upscaler(file, backend="onnxruntime")
     with pytest.raises(UsageError, match="int8 is for networks on luma"):
         Upscaler(file, backend="openvino", precision="int8")
+
+
+@pytest.mark.parametrize("scale", [2, 1])
+def test_tiles_of_a_network_that_sees_blocks_equal_the_whole(scale: int, tmp_path: Path) -> None:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = saccade.create("rrdbnet", weights=None, scale=scale, blocks=1, width=8, growth=4)
+    saccade.save(model, tmp_path / "rrdb.safetensors")
+    pixels = colours(262, 500)  # two columns of tiles, the second from an odd pixel on
+    with torch.no_grad():
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+        pad = (0, -x.shape[3] % 4, 0, -x.shape[2] % 4)
+        whole = model(torch.nn.functional.pad(x, pad, mode="replicate"))[:, :, : 262 * scale, : 500 * scale]
+    found = saccade.upscale(pixels, model=tmp_path / "rrdb.safetensors", scale=scale, backend="torch")
+    want = (255 * whole[0].clamp(0, 1).permute(1, 2, 0)).round().byte().numpy()
+    away = (262 - 40) * scale  # what stands beyond the border is the network's own affair
+    assert abs(found[:away].astype(int) - want[:away]).max() <= 1

@@ -163,7 +163,7 @@ def mirrored(network: RRDBNet, picture: Tensor) -> Tensor:
     return made[..., : height * network.scale, : width * network.scale]
 
 
-@register("rrdbnet", system="pbasr", task="super-resolution", scales=(4, 2, 1), colour="rgb")
+@register("rrdbnet", system="pbasr", task="super-resolution", scales=(4, 2, 1), colour="rgb", grid=4)
 def rrdbnet(scale: int = 4, blocks: int = 23, width: int = 64, growth: int = 32, bilinear: bool = False) -> RRDBNet:
     """RRDBNet of the published size: 16,697,987 parameters at x4."""
     return RRDBNet(scale, blocks, width, growth, bilinear)

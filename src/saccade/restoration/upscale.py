@@ -252,6 +252,11 @@ class Upscaler(Streamed):
         return self.choice.halo
 
     @property
+    def grid(self) -> int:  # type: ignore[override]
+        """Windows begin at multiples of this, where a network sees the picture in blocks."""
+        return int(self.choice.facts.get("grid", 1))
+
+    @property
     def looks_first(self) -> bool:
         return self.budget is not None and self.choice.routed
 

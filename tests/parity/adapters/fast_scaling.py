@@ -190,7 +190,7 @@ def _network(net: Architecture, prefix: str, vectors: dict[str, Tensor]) -> None
     model = AnyNet(net).eval()
     model.load_state_dict(state)
     x = vectors[f"{prefix}input.x"]
-    stages = dict(zip(("stem", *model.stages), model.features(x), strict=True))
+    stages = dict(zip(("stem", *model.stage_names), model.features(x), strict=True))
     for name, got in stages.items():
         if f"{prefix}mid.{name}" in vectors:
             torch.testing.assert_close(got, vectors[f"{prefix}mid.{name}"], rtol=RTOL, atol=ATOL)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,39 +19,11 @@ from saccade.backbones.fast_scaling.solver import solve
 from saccade.checkpoint import Recipe, StateDict
 from saccade.cost import cost
 from saccade.errors import CheckpointError, SaccadeError, UsageError
+from saccade.nn.backbone import NamedStages, made
+from saccade.nn.conv_norm import ConvNorm, SqueezeExcitation
 from saccade.registry import recognise, register
 
 __all__ = ["AnyNet", "seconds", "timm_regnet"]
-
-
-class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, and the activation if there is one. (B, i, H, W) -> (B, o, H', W')."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(outputs, eps=1e-5, momentum=0.1)
-        self.act = act if act is not None else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.bn(self.conv(x)))
-        return out
-
-
-class SqueezeExcitation(nn.Module):
-    """Channel gates from the pooled picture. The inner activation is the network's."""
-
-    def __init__(self, width: int, squeeze: int, act: nn.Module) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(width, squeeze, 1)
-        self.act = act
-        self.fc2 = nn.Conv2d(squeeze, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        return x * self.fc2(self.act(self.fc1(gate))).sigmoid()
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +37,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.identity = shape.identity
         self.conv1 = ConvNorm(shape.inputs, shape.inner, act=act) if shape.expand else nn.Identity()
-        self.conv2 = ConvNorm(shape.inner, shape.inner, shape.kernel, shape.stride, shape.groups, act)
+        self.conv2 = ConvNorm(shape.inner, shape.inner, shape.kernel, shape.stride, groups=shape.groups, act=act)
         self.se = SqueezeExcitation(shape.inner, shape.squeeze, act) if shape.squeeze else nn.Identity()
         self.conv3 = ConvNorm(shape.inner, shape.outputs)
         self.downsample = ConvNorm(shape.inputs, shape.outputs, stride=shape.stride) if shape.projection else None
@@ -79,63 +53,72 @@ class ResidualBlock(nn.Module):
         return activated
 
 
-class AnyNet(nn.Module):
+class AnyNet(NamedStages):
     """The network that an `Architecture` describes: RegNet, AnyNet or EfficientNet, scaled or not.
 
     Names of parameters are those of timm's RegNet, so the states of both are interchangeable.
 
-    Shape: (B, 3, H, W), RGB, standardised by `mean` and `std` -> (B, classes) logits. Any H, W >= 1 will do.
+    Args:
+        architecture: what to build.
+        num_classes: instead of the architecture's ``classes``; 0 for no classifier.
+        options: ``in_chans``, ``drop_rate``, ``global_pool`` (`Backbone`).
+
+    Shape: (B, 3, H, W), RGB, standardised by `mean` and `std` -> (B, classes) logits; maps behind every stage. Any
+    H, W >= 1 will do.
     """
 
-    mean = (0.485, 0.456, 0.406)  # of pictures in [0, 1]; what the published weights were trained on
-    std = (0.229, 0.224, 0.225)
+    final = "final_conv"
 
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        net = self.architecture = architecture
+    def __init__(self, architecture: Architecture, num_classes: int | None = None, **options: Any) -> None:
+        net = self.architecture = architecture if not num_classes else replace(architecture, classes=num_classes)
+        kernel, stride, pooled = {"simple": (3, 2, 1), "pool": (7, 2, 2), "cifar": (3, 1, 1)}[net.stem]
+        strides = [stage.stride for stage in net.stages]
+        super().__init__(
+            [f"s{i + 1}" for i in range(len(net.stages))],
+            [stage.width for stage in net.stages],
+            [stride * pooled * math.prod(strides[: i + 1]) for i in range(len(strides))],
+            num_classes=net.classes if num_classes is None else num_classes,
+            least=1,
+            **options,
+        )
         act: nn.Module = nn.ReLU(inplace=True) if net.activation == "relu" else nn.SiLU(inplace=True)
-        kernel, stride = {"simple": (3, 2), "pool": (7, 2), "cifar": (3, 1)}[net.stem]
-        self.stem = ConvNorm(3, net.stem_width, kernel, stride, act=act)
+        self.stem = ConvNorm(self.in_chans, net.stem_width, kernel, stride, act=act)
         self.pool = nn.MaxPool2d(3, 2, 1) if net.stem == "pool" else nn.Identity()
-        self.stages = [f"s{i + 1}" for i in range(len(net.stages))]
-        for name, shapes in zip(self.stages, block_shapes(net), strict=True):
+        for name, shapes in zip(self.stage_names, block_shapes(net), strict=True):
             stage = nn.Sequential()
             for j, shape in enumerate(shapes, 1):
                 stage.add_module(f"b{j}", ResidualBlock(shape, act, activate_sum=net.block == "bottleneck"))
             self.add_module(name, stage)
         width = net.stages[-1].width
+        self.num_features = self.head_hidden_size = net.head_width or width
         self.final_conv = ConvNorm(width, net.head_width, act=act) if net.head_width else nn.Identity()
-        self.head = nn.ModuleDict({"fc": nn.Linear(net.head_width or width, net.classes)})
         self.reset_parameters()
+        self.reset_classifier(self.num_classes)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Convolutions normal with variance 2 / (k^2 * outputs), groups ignored; the classifier normal, 0.01."""
+        """Convolutions normal with variance 2 / (k^2 * outputs), groups ignored."""
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 m.weight.normal_(0, (2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)) ** 0.5)
                 if m.bias is not None:
                     m.bias.zero_()
-            elif isinstance(m, nn.Linear):
-                m.weight.normal_(0, 0.01)
-                m.bias.zero_()
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """A linear layer named ``fc``, normal of deviation 0.01."""
+        linear = nn.Linear(self.num_features, num_classes)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(OrderedDict(fc=linear))
+
+    def opening(self, x: Tensor) -> Tensor:
+        """The stem, and its pool where there is one."""
+        out: Tensor = self.pool(self.stem(x))
+        return out
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The outputs of the stem and of every stage, finest first."""
-        x = self.pool(self.stem(x))
-        out = [x]
-        for name in self.stages:
-            x = self.get_submodule(name)(x)
-            out.append(x)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.stem(x))
-        for name in self.stages:
-            x = self.get_submodule(name)(x)
-        pooled = self.final_conv(x).mean((2, 3))  # (B, C)
-        logits: Tensor = self.head["fc"](pooled)
-        return logits
+        return [self.opening(x), *self.maps(x)]
 
 
 def timm_regnet(
@@ -201,7 +184,15 @@ def seconds(
 # ---------------------------------------------------------------------------------------------------------------------
 # Registered models
 # ---------------------------------------------------------------------------------------------------------------------
-def _make(base: str, scale: float, strategy: str, macs: float | None, classes: int) -> AnyNet:
+def _network(
+    base: str,
+    scale: float = 1,
+    strategy: str = "fast",
+    macs: float | None = None,
+    classes: int = 1000,
+    num_classes: int | None = None,
+    **options: Any,
+) -> AnyNet:
     net = BASES[base]
     if macs is not None:
         if scale != 1:
@@ -209,55 +200,68 @@ def _make(base: str, scale: float, strategy: str, macs: float | None, classes: i
         net = solve(net, macs, strategy=strategy).architecture
     elif scale != 1:
         net = scaled(net, strategy, scale)
-    return AnyNet(replace(net, classes=classes))
+    return AnyNet(replace(net, classes=classes), num_classes, **options)
+
+
+def _any(
+    depths: Sequence[int],
+    widths: Sequence[int],
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    global_pool: str = "avg",
+    **lists: Any,
+) -> AnyNet:
+    net = Architecture.from_lists(depths, widths, **lists)
+    return AnyNet(net, num_classes, in_chans=in_chans, drop_rate=drop_rate, global_pool=global_pool)
 
 
 @register("regnetx_200mf", system="fast_scaling", task="classification")
-def regnetx_200mf(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
-    """RegNetX-200MF, scaled to ``scale`` times its MACs or to ``macs`` (counted with 1000 classes)."""
-    return _make("regnetx_200mf", scale, strategy, macs, classes)
+def regnetx_200mf(**options: Any) -> nn.Module:
+    """RegNetX-200MF, scaled to ``scale`` times its MACs or to ``macs`` (counted with 1000 classes) by ``strategy``."""
+    return made(_network, options, {"base": "regnetx_200mf"})
 
 
 @register("regnetx_400mf", system="fast_scaling", task="classification")
-def regnetx_400mf(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
+def regnetx_400mf(**options: Any) -> nn.Module:
     """RegNetX-400MF, scaled as `regnetx_200mf`."""
-    return _make("regnetx_400mf", scale, strategy, macs, classes)
+    return made(_network, options, {"base": "regnetx_400mf"})
 
 
 @register("regnety_400mf", system="fast_scaling", task="classification")
-def regnety_400mf(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
+def regnety_400mf(**options: Any) -> nn.Module:
     """RegNetY-400MF, scaled as `regnetx_200mf`."""
-    return _make("regnety_400mf", scale, strategy, macs, classes)
+    return made(_network, options, {"base": "regnety_400mf"})
 
 
 @register("regnety_4gf", system="fast_scaling", task="classification")
-def regnety_4gf(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
+def regnety_4gf(**options: Any) -> nn.Module:
     """RegNetY-4.0GF, scaled as `regnetx_200mf`."""
-    return _make("regnety_4gf", scale, strategy, macs, classes)
+    return made(_network, options, {"base": "regnety_4gf"})
 
 
 @register("regnetz_500mf", system="fast_scaling", task="classification")
-def regnetz_500mf(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
+def regnetz_500mf(**options: Any) -> nn.Module:
     """RegNetZ-500MF, scaled as `regnetx_200mf`."""
-    return _make("regnetz_500mf", scale, strategy, macs, classes)
+    return made(_network, options, {"base": "regnetz_500mf"})
 
 
 @register("regnetz_4gf", system="fast_scaling", task="classification")
-def regnetz_4gf(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
+def regnetz_4gf(**options: Any) -> nn.Module:
     """RegNetZ-4GF, scaled as `regnetx_200mf`."""
-    return _make("regnetz_4gf", scale, strategy, macs, classes)
+    return made(_network, options, {"base": "regnetz_4gf"})
 
 
 @register("efficientnet_b0", system="fast_scaling", task="classification")
-def efficientnet_b0(scale: float = 1, strategy: str = "fast", macs: float | None = None, classes: int = 1000) -> AnyNet:
+def efficientnet_b0(**options: Any) -> nn.Module:
     """EfficientNet-B0, scaled as `regnetx_200mf`."""
-    return _make("efficientnet_b0", scale, strategy, macs, classes)
+    return made(_network, options, {"base": "efficientnet_b0"})
 
 
-@register("anynet", system="fast_scaling", task="classification")
-def anynet(depths: Sequence[int], widths: Sequence[int], **options: Any) -> AnyNet:
-    """Any network of the family from per-stage lists; options as `Architecture.from_lists`."""
-    return AnyNet(Architecture.from_lists(depths, widths, **options))
+@register("anynet", system="fast_scaling", task="classification", timm=False)
+def anynet(**options: Any) -> nn.Module:
+    """Any network of the family from per-stage lists; options as `Architecture.from_lists`, and `AnyNet`'s."""
+    return made(_any, options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,504 @@
+"""ResNet-RS: ResNets scaled and trained anew, and the rules by which that was done.
+
+Bello et al., "Revisiting ResNets: Improved Training and Scaling Strategies", NeurIPS 2021, arXiv:2103.07579.
+
+    picture -- three 3x3 (32, 32, 64; the first of stride 2) -- 3x3 of stride 2 -- layer1 .. layer4 (4, 8, 16, 32) -- fc
+
+    block:     x -- 1x1 -- 3x3 -- 1x1 to 4p -- squeeze-and-excitation at 1/4 -- drop path -- + shortcut -- ReLU
+    shortcut:  2x2 mean of stride 2 -- 1x1 where the size changes, 1x1 where the width alone does
+
+The network is timm's ResNet, configured; its key names stay, so timm's weights load as they are. What timm does not
+have is here: drop path by group (0.4, 0.6, 0.8 and 1 times the rate, as in the published code; timm's rises block by
+block), squeeze widths that are cut off instead of rounded to multiples of 8, fusing, and the paper's second product:
+`TrainingRecipe` (what to train a member of the family with) and `advise` (what to scale next).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from saccade.checkpoint import Recipe, StateDict
+from saccade.errors import CheckpointError, UsageError
+from saccade.nn.backbone import NamedStages, made, named
+from saccade.nn.conv_norm import SqueezeExcitation
+from saccade.nn.fuse import folded, fused_conv
+from saccade.registry import recognise, register
+
+__all__ = ["FAMILY", "Advice", "Member", "ResNetRS", "TrainingRecipe", "advise", "largest_within"]
+
+DEPTHS = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+SQUEEZE = 0.25
+GROUP_RATES = (0.4, 0.6, 0.8, 1.0)  # k / 5 for the groups that the published code numbers 2 to 5
+
+
+class FusedBlock(nn.Module):
+    """A bottleneck at inference: three convolutions with bias, gates, and the shortcut."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.conv1 = fused_conv(block.conv1, block.bn1)
+        self.conv2 = fused_conv(block.conv2, block.bn2)
+        self.conv3 = fused_conv(block.conv3, block.bn3)
+        self.se = block.se
+        self.downsample = nn.Identity() if block.downsample is None else folded(block.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.conv1(x).relu_()).relu_()
+        out = self.se(self.conv3(out)) + self.downsample(x)
+        return out.relu_()
+
+
+class Block(Bottleneck):
+    """timm's bottleneck, with its cheaper form for inference."""
+
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+    downsample: nn.Sequential | None
+
+    def fuse(self) -> nn.Module:
+        """Batch norms folded into the convolutions."""
+        return FusedBlock(self)
+
+
+class ResNetRS(NamedStages):
+    """Bottleneck ResNet with the D stem, a strided convolution for the pool, and squeeze-and-excitation.
+
+    Args:
+        depth: 50, 101, 152, 200, 270, 350 or 420; or the blocks of the four groups.
+        channels: inner width p of each group; their outputs have 4p.
+        stem_width: of the first two convolutions; the third and fourth have twice as much.
+        width: multiplies ``channels`` and ``stem_width``; what is no multiple of 8 then is rounded to one, with a
+            warning.
+        se_ratio: inner channels of the gates, as a share of 4p, cut off to a whole number; 0 for no gates.
+        drop_path_rate: r; the groups have 0.4 r, 0.6 r, 0.8 r and r.
+        options: ``num_classes``, ``in_chans``, ``drop_rate``, ``global_pool`` (`Backbone`).
+
+    Shape: (B, 3, H, W) -> (B, num_classes); maps at strides 4, 8, 16, 32. Sides of at least 32 pixels.
+
+    Raises:
+        UsageError: an unknown depth, or numbers that describe no network.
+    """
+
+    classifier = "fc"
+    conv1: nn.Sequential
+    bn1: nn.Module
+    act1: nn.Module
+    maxpool: nn.Sequential
+
+    def __init__(
+        self,
+        depth: int | Sequence[int] = 50,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        stem_width: int = 32,
+        width: float = 1.0,
+        se_ratio: float = SQUEEZE,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> None:
+        layers = blocks_of(depth)
+        if len(channels) != 4 or min(*channels, stem_width) < 1:
+            raise UsageError(f"a ResNet-RS has four groups of at least 1 channel and a stem, not {channels}")
+        if not 0 <= drop_path_rate < 1 or not 0 <= se_ratio <= 1:
+            raise UsageError(f"rates lie in [0, 1): drop_path_rate {drop_path_rate}, se_ratio {se_ratio}")
+        *channels, stem_width = scaled_widths((*channels, stem_width), width)
+        names = [f"layer{i}" for i in range(1, 5)]
+        super().__init__(names, [4 * c for c in channels], (4, 8, 16, 32), **options)
+        self.layers, self.channels, self.stem_width = layers, tuple(channels), stem_width
+        self.se_ratio, self.drop_path_rate = se_ratio, drop_path_rate
+        gates = (lambda c, **_: SqueezeExcitation(c, max(1, int(c * se_ratio)))) if se_ratio else None
+        kind: Any = Block
+        whole = ResNet(
+            kind,
+            layers,
+            in_chans=self.in_chans,
+            num_classes=0,
+            stem_width=stem_width,
+            stem_type="deep",
+            replace_stem_pool=True,
+            avg_down=True,
+            channels=self.channels,
+            block_args={"attn_layer": gates or nn.Identity},
+        )
+        for name, child in whole.named_children():
+            if name not in ("global_pool", "fc"):
+                self.add_module(name, child)
+        for name, share in zip(names, GROUP_RATES, strict=True):
+            for block in getattr(self, name):
+                block.drop_path = DropPath(drop_path_rate * share) if drop_path_rate else None
+        self.reset_parameters()
+        self.reset_classifier(self.num_classes)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As published: convolutions truncated normal of variance 1 / fan-in, the last norm of every branch 0."""
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                deviation = m.weight[0].numel() ** -0.5 / 0.87962566103423978  # that of a normal cut at two deviations
+                nn.init.trunc_normal_(m.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+                if m.bias is not None:
+                    m.bias.zero_()
+            elif isinstance(m, Bottleneck):
+                m.zero_init_last()
+
+    def opening(self, x: Tensor) -> Tensor:
+        """Stem, and the convolution in the pool's place: (B, 3, H, W) -> (B, 64, H/4, W/4)."""
+        out: Tensor = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        return out
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """A linear layer, normal of deviation 0.01."""
+        head = nn.Linear(self.num_features, num_classes)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def fuse(self) -> nn.Module:
+        """The network without batch norms."""
+        if isinstance(self.bn1, nn.Identity):
+            return self
+        whole = copy.deepcopy(self)
+        whole.conv1, whole.bn1 = folded(nn.Sequential(*whole.conv1, whole.bn1)), nn.Identity()
+        whole.maxpool = folded(whole.maxpool)
+        for name in self.stage_names:
+            setattr(whole, name, nn.Sequential(*(block.fuse() for block in getattr(whole, name))))
+        return whole
+
+
+def blocks_of(depth: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """Blocks of the four groups.
+
+    Raises:
+        UsageError: neither a depth of the family nor four positive numbers.
+    """
+    if isinstance(depth, int):
+        if depth not in DEPTHS:
+            raise UsageError(
+                f"no ResNet-RS of depth {depth}; there are {', '.join(map(str, DEPTHS))}, "
+                "or give the blocks of the four groups"
+            )
+        return DEPTHS[depth]
+    layers = tuple(depth)
+    if len(layers) != 4 or not all(isinstance(n, int) and n > 0 for n in layers):
+        raise UsageError(f"the depth is one of {', '.join(map(str, DEPTHS))} or blocks of four groups, not {layers}")
+    return layers
+
+
+def scaled_widths(channels: Iterable[int], width: float) -> list[int]:
+    """Widths times a factor; what is no multiple of 8 then is rounded to the nearest one, and a warning says so.
+
+    Raises:
+        UsageError: a factor that is not positive.
+    """
+    if not (width > 0 and math.isfinite(width)):
+        raise UsageError(f"width is a positive factor, not {width}")
+    if width == 1:
+        return list(channels)
+    exact = [c * width for c in channels]
+    rounded = [max(8, round(c / 8) * 8) for c in exact]
+    if rounded != exact:
+        told = ", ".join(f"{e:g} -> {r}" for e, r in zip(exact, rounded, strict=True) if e != r)
+        warnings.warn(f"widths rounded to multiples of 8: {told}", stacklevel=3)
+    return rounded
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The recipe and the rules
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Member:
+    """A network of the family as published (table of the official code).
+
+    Attributes:
+        name: registered.
+        size: side of the pictures that it is trained on and used at, pixels.
+        gmacs: at that size (the paper's FLOPs are twice as many).
+        top1: of the published weights on ImageNet, percent; None where the table has none for this size.
+        magnitude: of RandAugment.
+        drop_path: r of the groups' rates.
+        dropout: before the classifier.
+    """
+
+    name: str
+    size: int
+    gmacs: float
+    top1: float | None
+    magnitude: int
+    drop_path: float = 0.0
+    dropout: float = 0.25
+
+
+FAMILY = (
+    Member("resnetrs50", 160, 2.28, 78.8, 10),
+    Member("resnetrs101", 192, 6.01, 81.2, 15),
+    Member("resnetrs152", 256, 15.5, 83.0, 15),
+    Member("resnetrs200", 256, 20.1, 83.4, 15, 0.1),
+    Member("resnetrs270", 256, 27.0, 83.8, 15, 0.1),
+    Member("resnetrs350", 256, 34.4, 84.0, 15, 0.1),
+    Member("resnetrs350", 320, 53.7, 84.2, 15, 0.1, 0.4),
+    Member("resnetrs420", 320, 63.9, 84.4, 15, 0.1, 0.4),
+)
+
+
+def largest_within(gmacs: float) -> Member:
+    """The most accurate published member of at most this many GMACs a picture.
+
+    Raises:
+        UsageError: the smallest takes more.
+    """
+    fitting = [m for m in FAMILY if m.gmacs <= gmacs]
+    if not fitting:
+        raise UsageError(f"the smallest, {FAMILY[0].name} at {FAMILY[0].size} px, takes {FAMILY[0].gmacs} GMACs")
+    return fitting[-1]
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How the family was trained (section 4 and the published configurations); defaults are ImageNet's.
+
+    Attributes:
+        size: side of the training pictures, pixels.
+        epochs, warmup_epochs: in all, and of the linear warm-up that they begin with; half a cosine follows.
+        batch: pictures a step.
+        rate: peak learning rate for 256 pictures a step; proportional to the batch.
+        momentum: of SGD.
+        weight_decay: of kernels and matrices; norms and biases have none.
+        label_smoothing: share of the uniform distribution in the target.
+        average: decay of the moving average of weights and of batch norms' statistics.
+        norm_momentum: of the batch norms, torch's convention. 1 keeps the last batch's statistics: `average` does the
+            averaging.
+        augment_layers, augment_magnitude: of RandAugment.
+        drop_path: r of the groups' rates.
+        dropout: before the classifier.
+
+    Raises:
+        UsageError: (a ValueError) negative rates, shares outside [0, 1), an average outside (0, 1), epochs shorter than
+            the warm-up.
+    """
+
+    size: int = 256
+    epochs: int = 350
+    warmup_epochs: int = 5
+    batch: int = 4096
+    rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    average: float = 0.9999
+    norm_momentum: float = 1.0
+    augment_layers: int = 2
+    augment_magnitude: int = 15
+    drop_path: float = 0.0
+    dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.batch, self.epochs) < 1 or self.warmup_epochs < 0 or self.augment_layers < 0:
+            raise UsageError("size, batch and epochs are at least 1, counts are not negative")
+        if self.epochs < self.warmup_epochs:
+            raise UsageError(f"{self.epochs} epochs are shorter than the warm-up of {self.warmup_epochs}")
+        if not self.rate > 0 or not self.weight_decay >= 0 or not self.augment_magnitude >= 0:
+            raise UsageError(f"rate {self.rate} and weight decay {self.weight_decay} are not to be negative")
+        for name in ("momentum", "label_smoothing", "drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} lies in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.average < 1 or not 0 < self.norm_momentum <= 1:
+            raise UsageError(f"average lies in (0, 1), norm_momentum in (0, 1]: {self.average}, {self.norm_momentum}")
+
+    @classmethod
+    def of(cls, name: str, size: int | None = None) -> TrainingRecipe:
+        """The published recipe of a member.
+
+        Args:
+            name: registered, e.g. ``resnetrs200``.
+            size: where it was trained at more than one.
+
+        Raises:
+            UsageError: no such member.
+        """
+        found = [m for m in FAMILY if m.name == name and size in (None, m.size)]
+        if not found:
+            known = ", ".join(f"{m.name} at {m.size}" for m in FAMILY)
+            raise UsageError(f"no recipe for {name}{'' if size is None else f' at {size} px'}; there are {known}")
+        m = found[0]
+        return cls(m.size, augment_magnitude=m.magnitude, drop_path=m.drop_path, dropout=m.dropout)
+
+    def options(self) -> dict[str, float]:
+        """What `saccade.create` takes of it."""
+        return {"drop_rate": self.dropout, "drop_path_rate": self.drop_path}
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Of step ``step`` of ``steps``: linear warm-up, then half a cosine to 0."""
+        peak = self.rate * self.batch / 256
+        warmup = steps * self.warmup_epochs / self.epochs
+        if step < warmup:
+            return peak * (step + 1) / max(warmup, 1)
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Kernels and matrices with weight decay, vectors (norms and biases) without."""
+        kernels = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+        return [{"params": kernels, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD on `parameter_groups`; sets the batch norms' momentum."""
+        for m in model.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.momentum = self.norm_momentum
+        return torch.optim.SGD(self.parameter_groups(model), lr=self.learning_rate(0, 10**9), momentum=self.momentum)
+
+    def averaged(self, model: nn.Module) -> AveragedModel:
+        """A moving average of weights and statistics: ``update_parameters(model)`` after every step."""
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.average), use_buffers=True)
+
+
+SIZES = (128, 160, 192, 224, 256, 320)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to scale next, and why.
+
+    Attributes:
+        grow: ``"depth"`` or ``"width"``.
+        size: side of the pictures for the next larger network, pixels.
+        weight_decay: to go with it.
+        why: the rules of the paper that say so.
+    """
+
+    grow: str
+    size: int
+    weight_decay: float
+    why: tuple[str, ...]
+
+
+def advise(epochs: int, size: int, *, regularised: bool = True) -> Advice:
+    """The paper's scaling rules (sections 5 and 6) for the next larger network.
+
+    Args:
+        epochs: that it will be trained for, on something of ImageNet's size.
+        size: side of the pictures now, pixels.
+        regularised: with RandAugment, label smoothing, dropout or drop path.
+
+    Raises:
+        UsageError: no epochs, or no pictures.
+    """
+    if epochs < 1 or size < 1:
+        raise UsageError(f"epochs and size are at least 1, not {epochs} and {size}")
+    why = ["choose on pilots of full length at several scales; short ones and small ones mislead"]
+    long = epochs > 100
+    if long:
+        why.append("long training can over-fit: depth scales better than width")
+    else:
+        why.append("in 10 to 100 epochs width scales better than depth")
+    larger = next((s for s in SIZES if s > size), size)
+    if size >= SIZES[-1]:
+        why.append("beyond 320 px larger pictures stop helping: keep the size")
+    else:
+        why.append(f"grow the picture slowly: {larger} px next, most of the rest into {'depth' if long else 'width'}")
+    if regularised:
+        why.append("with more regularisation weight decay goes down: 4e-5 instead of 1e-4")
+    return Advice("depth" if long else "width", larger, 4e-5 if regularised else 1e-4, tuple(why))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Registered models
+# ---------------------------------------------------------------------------------------------------------------------
+VARIANTS: dict[str, dict[str, Any]] = {f"resnetrs{depth}": {"depth": depth} for depth in DEPTHS}
+
+
+@register("resnetrs50", system="resnet_rs", task="classification", size=160)
+def resnetrs50(**options: Any) -> nn.Module:
+    """ResNet-RS-50: 35.7 M parameters, 2.3 G MACs at 160 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs50"])
+
+
+@register("resnetrs101", system="resnet_rs", task="classification", size=192)
+def resnetrs101(**options: Any) -> nn.Module:
+    """ResNet-RS-101: 63.6 M parameters, 6.0 G MACs at 192 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs101"])
+
+
+@register("resnetrs152", system="resnet_rs", task="classification", size=256)
+def resnetrs152(**options: Any) -> nn.Module:
+    """ResNet-RS-152: 86.6 M parameters, 15.5 G MACs at 256 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs152"])
+
+
+@register("resnetrs200", system="resnet_rs", task="classification", size=256)
+def resnetrs200(**options: Any) -> nn.Module:
+    """ResNet-RS-200: 93.2 M parameters, 20.1 G MACs at 256 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs200"])
+
+
+@register("resnetrs270", system="resnet_rs", task="classification", size=256)
+def resnetrs270(**options: Any) -> nn.Module:
+    """ResNet-RS-270: 129.9 M parameters, 27.0 G MACs at 256 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs270"])
+
+
+@register("resnetrs350", system="resnet_rs", task="classification", size=256)
+def resnetrs350(**options: Any) -> nn.Module:
+    """ResNet-RS-350: 164.0 M parameters, 34.4 G MACs at 256 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs350"])
+
+
+@register("resnetrs420", system="resnet_rs", task="classification", size=320)
+def resnetrs420(**options: Any) -> nn.Module:
+    """ResNet-RS-420: 191.9 M parameters, 63.9 G MACs at 320 px."""
+    return made(ResNetRS, options, VARIANTS["resnetrs420"])
+
+
+@register("resnetrs", system="resnet_rs", task="classification", timm=False)
+def resnetrs(**options: Any) -> nn.Module:
+    """Any ResNet-RS; options as `ResNetRS`."""
+    return made(ResNetRS, options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published weights
+# ---------------------------------------------------------------------------------------------------------------------
+def _describe(state: StateDict) -> dict[str, Any]:
+    """Options of the network behind a state."""
+    try:
+        layers = tuple(1 + max(int(k.split(".")[1]) for k in state if k.startswith(f"layer{i}.")) for i in range(1, 5))
+        channels = tuple(state[f"layer{i}.0.conv1.weight"].shape[0] for i in range(1, 5))
+        squeeze, width = state["layer1.0.se.fc1.weight"].shape[:2]
+        stem_width, in_chans = state["conv1.0.weight"].shape[:2]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"these weights look like a ResNet-RS, but they describe none: {error}") from error
+    options: dict[str, Any] = {
+        "depth": next((depth for depth, blocks in DEPTHS.items() if blocks == layers), layers),
+        "channels": channels,
+        "stem_width": stem_width,
+        "se_ratio": SQUEEZE if squeeze == max(1, int(width * SQUEEZE)) else squeeze / width,
+        "in_chans": in_chans,
+        "num_classes": state["fc.weight"].shape[0] if "fc.weight" in state else 0,
+    }
+    usual = {"channels": (64, 128, 256, 512), "stem_width": 32, "se_ratio": SQUEEZE}
+    return {key: value for key, value in options.items() if usual.get(key) != value}
+
+
+@recognise("resnet_rs", keys=("conv1.6.weight", "maxpool.0.weight", "layer4.0.se.fc1.weight", "layer4.0.conv3.weight"))
+def from_timm(state: StateDict) -> Recipe | None:
+    """Checkpoints of timm's zoo, whose key names are ours (the published ones of TensorFlow are converted there)."""
+    return named("resnetrs", VARIANTS, _describe(state), dict(state))
