@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -229,6 +230,10 @@ class Gate(nn.Module):
         """As ever; the loss of the last batch is let go."""
         self.loss = None
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies leave the loss behind: it hangs on the graph of this gate's last batch."""
+        return {**self.__dict__, "loss": None}
 
     def weighted(self, importance: Tensor, load: Tensor, *, plain_load: bool = False) -> Tensor:
         """CV^2(alpha importance) + CV^2(alpha load), sums over the tokens (E,) (equation 6)."""
