@@ -23,7 +23,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from saccade import registry, systems
-from saccade.errors import UsageError
+from saccade.errors import SaccadeError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "saccade"
@@ -152,7 +152,7 @@ def _count(name: str, scale: int | None) -> tuple[str, int, int] | None:
         width = height
     try:
         counted = cost(model, torch.empty(1, channels, height, width, device="meta"))
-    except UsageError:  # it has to see values, or statistics that are not there yet
+    except SaccadeError:  # it has to see values, or statistics that are not there yet, or is built for another size
         return None
     return f"{channels}x{height}x{width}", counted.parameters, counted.macs
 
