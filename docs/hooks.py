@@ -354,7 +354,8 @@ def backbones_table(_: str) -> str:
     rows = []
     for slug in sorted(s for s in slugs if s):
         course = courses.get(slug, {})
-        name = course.get("model") or next(n for n in registry.list_models(system=slug) if _count(n, None))
+        named = [n for n in registry.variants(slug) if _count(n, None)]
+        name = course.get("model") or (named or registry.variants(slug))[0]
         _, parameters, macs = _count(name, None) or ("", 0, 0)
         results = _results(RESULTS / f"{slug}.json")
         claim = "" if not results else "met" if results[0].get("met") is True else "not met"

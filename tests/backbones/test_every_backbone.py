@@ -28,7 +28,7 @@ def near(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 
 def test_every_system_of_backbones_is_in_the_zoo() -> None:
-    have = {entry(n).system for n in list_models(task="classification")} - {"fast_scaling", ""}
+    have = {entry(n).system for n in list_models(task="classification")} - {""}
     assert have == set(zoo.SMALL)
 
 
@@ -191,7 +191,7 @@ def test_what_is_no_picture_for_it_is_refused(system: str) -> None:
         (x[0], "float pictures"),
         (x[:, :1], "1 channels"),
         ((x * 9).to(torch.uint8), "uint8"),
-        (x[:, :, :3, :3], "3 x 3"),
+        *([(x[:, :, :3, :3], "3 x 3")] if small.smallest else []),
         (x[:, :, :0], "0"),
     ):
         with pytest.raises(InputError, match=says):

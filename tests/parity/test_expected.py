@@ -282,6 +282,22 @@ def reiqa() -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def fit() -> dict[str, Tensor]:
+    wide = {"layers": "(1)1(1)1", "x_size": 12, "num_groups": 3, "latents_per_group": 2, "x_dim": 8, "latent_dim": 16}
+    wide |= {"x_num_heads": 2, "latent_num_heads": 4, "mlp_ratio": 2, "latent_pos_encoding": "sin_cos"}
+    x = picture(5, 1, 3, 4, 6) - 0.5
+    made = {}
+    for mask in ("none", "causal"):
+        model = fill(create("fit", weights=None, in_dim=6, mask=mask, **wide), seed=3)
+        made[f"{mask}_tokens"], made[f"{mask}_latents"] = model(x)
+    denoiser = fill(create("fit_denoiser", weights=None, out_dim=6, cond_dim=5, self_cond="latent", **wide), seed=4)
+    made["noise"], _ = denoiser(x, torch.tensor([0.3]), picture(6, 1, 5), made["causal_latents"])
+    decoder: Any = fill(create("fit_decoder", weights=None, vocab_size=7, **wide), seed=5)
+    made["logits"] = decoder(torch.arange(12).view(1, 3, 4) % 7)
+    return {name: y / y.abs().max() for name, y in made.items()}
+
+
+@torch.no_grad()
 def backbone(slug: str) -> dict[str, Tensor]:
     """Logits and the sums of the maps' channels of a small network."""
     small = zoo.SMALL[slug]
@@ -293,9 +309,25 @@ def backbone(slug: str) -> dict[str, Tensor]:
     return {name: y / y.abs().max() for name, y in made.items()}
 
 
+@torch.no_grad()
+def wavemix() -> dict[str, Tensor]:
+    """The classifier, the segmenter and the enlarger."""
+    made = backbone("wavemix")
+    small = {"width": 8, "depth": 1, "ff_width": 6}
+    for name, options, size in (
+        ("wavemix_segmentation", {"level": 3, "num_classes": 2}, (32, 32)),
+        ("wavemix_x2", {"level": 1}, (5, 6)),
+    ):
+        y = fill(create(name, weights=None, **small, **options), seed=4)(picture(5, 1, 3, *size))
+        made[name] = (y if y.shape[-1] < 32 else y[..., ::4, ::4]) / y.abs().max()
+    return made
+
+
 SYSTEMS: dict[str, Callable[[], dict[str, Tensor]]] = {
     **{slug: functools.partial(backbone, slug) for slug in zoo.SMALL},
+    "wavemix": wavemix,
     "dot": dot,
+    "fit": fit,
     "espcn": espcn,
     "fast_scaling": fast_scaling,
     "histoformer": histoformer,

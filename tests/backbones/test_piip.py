@@ -1,0 +1,289 @@
+"""PIIP: published counts, its exchanges, its dial, plain transformers as branches, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import Tensor
+
+from saccade.backbones.piip import PIIP, InteractionUnit, SeparateHeads
+from saccade.backbones.piip.branch import Branch, resized_table
+from saccade.backbones.piip.interaction import DeformAttention, Injector
+from saccade.cost import cost, count_parameters
+from saccade.errors import CheckpointError, InputError, UsageError
+from saccade.nn.fuse import fuse
+from saccade.registry import create
+
+SMALL = zoo.SMALL["piip"]
+
+
+def make(**options: object) -> PIIP:
+    model = SMALL.make(**options)
+    assert isinstance(model, PIIP)
+    return model
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "millions", "gmacs"),
+    [("piip_tsb_368", 368, 144.03, 17.4), ("piip_sbl_320", 320, 488.87, 39.0), ("piip_sbl_384", 384, 489.00, 61.2)],
+)
+def test_published_counts(name: str, side: int, millions: float, gmacs: float) -> None:
+    with torch.device("meta"):
+        model = create(name, weights=None)
+        assert round(count_parameters(model) / 1e6, 2) == millions
+        told = cost(model, torch.empty(1, 3, side, side)).macs / 1e9
+    assert told == pytest.approx(gmacs, rel=0.02)  # published with the reading of points, which the ledger leaves out
+
+
+def test_interactions_of_the_small_pyramid() -> None:
+    with torch.device("meta"):
+        model = create("piip_tsb_368", weights=None)
+    assert isinstance(model, PIIP)
+    assert round(count_parameters(model.interactions) / 1e6, 2) == 29.72
+    assert len(model.interactions) == 12
+    with torch.device("meta"):
+        large = create("piip_sbl_320", weights=None)
+    assert isinstance(large, PIIP)
+    assert large.ranges[0][:2] == ((0, 1), (2, 3))
+    assert large.ranges[1][:2] == ((0, 0), (1, 1))
+
+
+def test_a_fresh_pyramid_is_its_branches() -> None:
+    """All gammas start at zero: exactly the plain branches, side by side."""
+    torch.manual_seed(0)
+    model = create("piip", weights=None, **{**SMALL.options, "num_classes": 5})
+    assert isinstance(model, PIIP)
+    x = SMALL.picture()
+    logits = []
+    with torch.no_grad():
+        for i, branch in enumerate(model.branches):
+            assert isinstance(branch, Branch)
+            side = model.sides[i]
+            seen = x if side == 64 else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+            tokens, cls = branch.embed(seen)
+            tokens, _ = branch.run(tokens, cls, 0, len(branch.blocks) - 1)
+            assert torch.equal(model.branch_maps(x)[i].flatten(2).mT, tokens)
+            assert isinstance(model.head, SeparateHeads)
+            logits.append(model.head.heads[i](model.norms[i](tokens)[:, 0]))
+        torch.testing.assert_close(model(x), torch.stack(logits).mean(0), rtol=0, atol=1e-7)
+
+
+def test_exchanges_change_the_logits() -> None:
+    model, x = make(), SMALL.picture()
+    with torch.no_grad():
+        before = model(x)
+        for name, p in model.interactions.named_parameters():
+            if "gamma" in name:
+                p.zero_()
+        assert float((model(x) - before).abs().max()) > 1e-3
+
+
+def test_the_fine_pair_goes_first_and_both_sides_give_what_was_before() -> None:
+    model, x = make(), SMALL.picture()
+    with torch.no_grad():
+        state = []
+        for i, branch in enumerate(model.branches):
+            side = model.sides[i]
+            seen = x if side == 64 else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+            state.append(branch.run(*branch.embed(seen), 0, 0)[0])  # type: ignore[operator]
+        units, grids = model.interactions[0], [model.grid(i) for i in range(3)]
+        for i in (1, 0):
+            unit = units[i]  # type: ignore[index]
+            told_fine, told_coarse = unit.fine_proj(state[i + 1]), unit.coarse_proj(state[i])
+            state[i] = unit.into_coarse(state[i], told_fine, grids[i], grids[i + 1])
+            state[i + 1] = unit.into_fine(state[i + 1], told_coarse, grids[i + 1], grids[i])
+        flat: list[Tensor | None] = []
+        for i, branch in enumerate(model.branches):
+            side = model.sides[i]
+            seen = x if side == 64 else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+            flat += branch.embed(seen)  # type: ignore[operator]
+        found = model._exchange(0, *flat)
+        for want, have in zip(state, found[::2], strict=True):
+            assert have is not None
+            torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_class_token_gets_no_position() -> None:
+    torch.manual_seed(0)
+    branch = Branch(16, 1, 2, 2.0, side=16, patch=8, in_chans=3, scaled=False, with_cls=True, drop_path_rate=0.0)
+    tokens, cls = branch.embed(draw(2, 3, 16, 16))
+    assert cls is not None
+    assert torch.equal(cls[1, 0], branch.cls_token[0, 0])  # type: ignore[index]
+    plain = branch.patch_embed(draw(2, 3, 16, 16)).flatten(2).mT
+    torch.testing.assert_close(tokens - plain, branch.pos_embed.expand(2, -1, -1))
+
+
+@pytest.mark.parametrize("variant", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
+def test_a_branch_takes_timms_transformers(variant: str) -> None:
+    """Their blocks too: timm adds a position to the class token, which is taken out of the comparison."""
+    torch.manual_seed(0)
+    peer = zoo.randomised(timm.create_model(variant, img_size=64, depth=2, num_classes=0).eval())
+    if not peer.no_embed_class:
+        peer.pos_embed.data[:, 0] = 0
+    width = peer.embed_dim
+    scaled = variant.startswith("deit3")
+    branch = Branch(
+        width, 2, width // 64, 4.0, side=64, patch=16, in_chans=3, scaled=scaled, with_cls=True, drop_path_rate=0.0
+    ).eval()
+    branch.load_vit(peer.state_dict())
+    x = draw(2, 3, 64, 64)
+    with torch.no_grad():
+        tokens, _ = branch.run(*branch.embed(x), 0, 1)
+        want = peer.forward_intermediates(x, indices=1, intermediates_only=True, output_fmt="NLC")[0]
+        torch.testing.assert_close(tokens, want, rtol=1e-4, atol=1e-4)
+    other = Branch(width, 2, 2, 4.0, side=96, patch=8, in_chans=3, scaled=True, with_cls=True, drop_path_rate=0.0)
+    other.load_vit(peer.state_dict())
+    assert other.pos_embed.shape[1] == 144
+    assert other.patch_embed.weight.shape[-1] == 8
+    deeper = Branch(width, 3, 2, 4.0, side=64, patch=16, in_chans=3, scaled=False, with_cls=True, drop_path_rate=0.0)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        deeper.load_vit(peer.state_dict())
+
+
+def test_tables_are_resized_by_cubics_and_left_alone_where_they_fit() -> None:
+    table = draw(1, 16, 3)
+    assert resized_table(table, (4, 4)) is table
+    want = F.interpolate(table.mT.reshape(1, 3, 4, 4), size=(6, 5), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(resized_table(table, (6, 5)), want.flatten(2).mT)
+
+
+def test_offsets_start_as_directions_times_steps() -> None:
+    layer = DeformAttention(16, 16, 4, 3, 0.5)
+    offsets = layer.sampling_offsets.bias.view(4, 3, 2)
+    want = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    torch.testing.assert_close(offsets, want[:, None] * torch.tensor([1.0, 2.0, 3.0])[:, None], rtol=0, atol=1e-6)
+    assert not layer.attention_weights.weight.any()
+
+
+@pytest.mark.parametrize("attention", ["deform", "normal"])
+@pytest.mark.parametrize("cffn_ratio", [0.25, 0])
+def test_injectors_of_all_kinds_fuse(attention: str, cffn_ratio: float) -> None:
+    torch.manual_seed(0)
+    layer = Injector(16, 12, heads=4, ratio=0.5, attention=attention, cffn_ratio=cffn_ratio).eval()
+    zoo.randomised(layer)
+    query, feat = draw(2, 15, 16), draw(2, 28, 12, seed=1)
+    with torch.no_grad():
+        y = layer(query, feat, (3, 5), (7, 4))
+        assert float((y - query).abs().max()) > 0.1
+        torch.testing.assert_close(fuse(layer)(query, feat, (3, 5), (7, 4)), y, rtol=1e-5, atol=1e-5)
+
+
+def test_normal_attention_is_attention() -> None:
+    torch.manual_seed(0)
+    layer = Injector(8, 8, heads=2, attention="normal", cffn_ratio=0)
+    query, feat = draw(1, 6, 8), draw(1, 4, 8, seed=1)
+    attn = layer.attn
+    with torch.no_grad():
+        q, k, v = (
+            w(t).view(1, -1, 2, 4).transpose(1, 2) for w, t in ((attn.wq, query), (attn.wk, feat), (attn.wv, feat))
+        )  # type: ignore[union-attr]
+        scores = (q @ k.mT * 4**-0.5).softmax(-1) @ v
+        want = attn.proj(scores.transpose(1, 2).reshape(1, 6, 8))  # type: ignore[union-attr,operator]
+        torch.testing.assert_close(attn(query, feat, (2, 3), (2, 2)), want)
+
+
+def test_one_merged_map_at_the_finest_grid() -> None:
+    model = create("piip", weights=None, **{**SMALL.options, "widths": (64, 32, 32), "merge": True, "num_classes": 5})
+    assert isinstance(model, PIIP)
+    zoo.randomised(model)
+    x = SMALL.picture()
+    with torch.no_grad():
+        maps = model.branch_maps(x)
+        assert [tuple(m.shape[1:]) for m in maps] == [(64, 2, 2), (32, 4, 4), (32, 8, 8)]
+        steps = [m(found) for m, found in zip(model.merging, maps, strict=True)]
+        want = sum(
+            w * F.interpolate(s, size=(8, 8), mode="bilinear", align_corners=False)
+            for w, s in zip(model.weights, steps, strict=True)
+        )
+        torch.testing.assert_close(next(iter(model.maps(x))), want, rtol=1e-4, atol=1e-5)
+        normed = F.layer_norm(want.flatten(2).mT, (64,), model.norm.weight, model.norm.bias, 1e-6)
+        torch.testing.assert_close(model(x), model.head(normed.mean(1)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_cell_of_a_resized_map_is_the_first_token() -> None:
+    model, x = make(num_classes=0), SMALL.picture()
+    with torch.no_grad():
+        firsts = [n(m[:, :, 0, 0]) for n, m in zip(model.norms, model.branch_maps(x), strict=True)]
+        torch.testing.assert_close(model(x), torch.cat(firsts, 1), rtol=1e-5, atol=1e-5)
+        mean = make(num_classes=0, read="mean")
+        torch.testing.assert_close(mean(x), mean.forward_features(x).mean((2, 3)))
+
+
+def test_the_dial_takes_fewer_tokens_and_fewer_branches() -> None:
+    model, x = make(), SMALL.picture()
+    with torch.no_grad():
+        whole = model(x)
+        macs = []
+        for budget in model.budgets():
+            model.budget = budget
+            assert model(x).isfinite().all()
+            macs.append(cost(model, x, timed=False).macs)
+        assert macs == sorted(macs)
+        assert macs[0] < 0.5 * macs[-1]
+        assert torch.equal(model(x), whole)
+        model.use(sides=(32, 32, 48))
+        assert [tuple(m.shape[2:]) for m in model.branch_maps(x)] == [(4, 4), (4, 4), (6, 6)]
+        model.use(branches=(0, 1))
+        assert len(model.branch_maps(x)) == 2
+        first = model(x)
+        assert float((first - whole).abs().max()) > 1e-3
+        assert cost(model, x, timed=False).macs < macs[-1]
+        model.use(branches=(0, 2))  # neighbours of none: no exchange
+        assert model(x).isfinite().all()
+        model.use()
+        assert torch.equal(model(x), whole)
+    for wrong in ({"sides": (16, 32)}, {"sides": (16, 32, 63)}, {"branches": (3,)}, {"branches": ()}):
+        with pytest.raises(UsageError):
+            model.use(**wrong)
+    with pytest.raises(UsageError):
+        model.budget = 0
+
+
+def test_without_projections_widths_may_differ() -> None:
+    unit = InteractionUnit(16, 8, False, heads=4, ratio=0.5)
+    coarse, fine = unit(draw(1, 4, 16), draw(1, 9, 8), ((2, 2), (3, 3)))
+    assert coarse.shape == (1, 4, 16)
+    assert fine.shape == (1, 9, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"widths": (16, 32, 16)}, "never increase"),
+        ({"widths": (32, 16)}, "entries for 2 branches"),
+        ({"ranges": [[[0, 1]], [[0, 1]], [[0, 0], [1, 1]]]}, "as many ranges"),
+        ({"ranges": [[[0, 0], [0, 1]], [[0, 0], [1, 1]], [[0, 0], [1, 1]]]}, r"take blocks \[0, 0, 1\]"),
+        ({"ranges": [[[0, 0], [1, 1]], [[0, 0], [1, 1]], [[0, 0], [2, 1]]]}, r"branch 2 take blocks \[0\]"),
+        ({"sides": (16, 32, 60)}, "multiples of the patch, 8 px"),
+        ({"deform_heads": 3}, "3 heads do not divide"),
+        ({"ratio": 0.3}, "4 heads do not divide 32 channels and 9 of the values"),
+        ({"heads": (5, 2, 2)}, r"widths\[0\] is 32"),
+        ({"merge": True}, "divide by 32"),
+        ({"with_cls": False}, "class tokens"),
+        ({"read": "cls"}, "'first' or 'mean'"),
+        ({"attention": "window"}, "'deform' or 'normal'"),
+        ({"drop_path_rate": 1.0}, r"\[0, 1\)"),
+    ],
+)
+def test_impossible_networks_are_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        create("piip", weights=None, **{**SMALL.options, **options})
+
+
+def test_pictures_of_another_branch_are_refused() -> None:
+    with pytest.raises(InputError, match="64 x 64 px, the side of its finest branch, not 32 x 32"):
+        make()(torch.zeros(1, 3, 32, 32))
+
+
+def test_stochastic_depth_rises_to_its_rate() -> None:
+    model = create("piip", weights=None, **{**SMALL.options, "drop_path_rate": (0.2, 0.1, 0.0)})
+    assert isinstance(model, PIIP)
+    rates = [[getattr(b.drop_path, "drop_prob", 0.0) for b in branch.blocks] for branch in model.branches]  # type: ignore[union-attr]
+    assert rates == [[0.0, 0.2], [0.0, 0.1], [0.0, 0.0]]
