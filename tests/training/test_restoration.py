@@ -80,7 +80,7 @@ def _stop_after(start: Any, folder: Path, optimiser: str) -> None:
     [
         ({"model": "sesr_m5"}, "not for restoration"),
         ({"degrade": "dirt"}, "--degrade is one of"),
-        ({"optimiser": "sgd"}, "--optimiser is"),
+        ({"optimiser": "lion"}, "--optimiser is"),
         ({"clip": -1.0}, "--clip must not be negative"),
         ({"weight_decay": float("nan")}, "--weight-decay must not be negative"),
         ({"patch": 0}, "--patch must be at least 1"),
