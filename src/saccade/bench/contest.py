@@ -1,9 +1,9 @@
 """Suites in which every system brings contests: its job done our way and as its authors published it, same weights.
 
-A suite is a package of this one, e.g. ``saccade.bench.restoration``, with a module a system that has
+A suite is a package of this one, e.g. ``saccade.bench.restoration``, with a module a system that has one or both of
 
     def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]
-    def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]        optional: what else the system promises
+    def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]        what else the system promises
 
 Memory is measured in processes of its own.
 """
@@ -102,7 +102,8 @@ class Suite:
         for slug in chosen or known:
             module: Any = importlib.import_module(f"saccade.bench.{self.name}.{slug}")
             for size in sizes or self.sizes:
-                for i, contest in enumerate(module.contests(size, threads)):
+                made = module.contests(size, threads) if hasattr(module, "contests") else ()
+                for i, contest in enumerate(made):
                     rows += self._contest(slug, contest, size, threads, rounds, advance)
                     notes += [n for n in contest.notes if n not in notes]
                     if memory:
