@@ -23,6 +23,17 @@ for _name in NAMES:
 EACH = [pytest.param(n, marks=[] if n in SMALLEST.values() else pytest.mark.slow) for n in NAMES]
 
 
+LARGE = 120_000_000  # parameters
+
+
+def skip_large(name: str) -> None:
+    """The largest are the code of the smaller ones, and take gigabytes; their counts are tested on shapes alone."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in create(name, weights=None).parameters())
+    if parameters > LARGE:
+        pytest.skip(f"{parameters / 1e6:.0f} M parameters")
+
+
 def near(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(b.abs().max())))
 
@@ -38,6 +49,7 @@ def test_timm_makes_it_and_its_contract_holds(name: str) -> None:
 
     import saccade.timm  # noqa: F401
 
+    skip_large(name)
     config = timm.get_pretrained_cfg(f"saccade_{name}")
     assert config is not None
     made = timm.create_model(f"saccade_{name}", num_classes=42)
@@ -72,6 +84,7 @@ def test_its_maps_are_what_they_say(name: str) -> None:
 
     import saccade.timm  # noqa: F401
 
+    skip_large(name)
     side = entry(name).facts.get("size", 224) if entry(name).facts.get("fixed_size") else 128
     maps = timm.create_model(f"saccade_{name}", features_only=True).eval()
     with torch.no_grad():
