@@ -120,6 +120,7 @@ def run(
         bar = advance(name, len(sides)) if advance else None
         courses.append(_course(name, sorted(sides), threads, bar))
     told = "".join(f" --model {n}" for n in models) if len(models) < 4 else ""
+    told += "" if tuple(sides) == SIDES else "".join(f" --side {n}" for n in sides)
     return Sweep(f"saccade bench sweep{told} --threads {threads}", threads, tuple(courses))
 
 
