@@ -165,7 +165,9 @@ def one_hot_combine(made: Tensor, routing: Routing) -> Tensor:
 # One expert a token, none dropped
 # ---------------------------------------------------------------------------------------------------------------------
 def run_experts(x: Tensor, experts: Sequence[nn.Module], chosen: Tensor, value: Tensor | None = None) -> Tensor:
-    """y_n = value_n experts[chosen_n](x_n): tokens sorted by expert, each expert run once, results copied back.
+    """y_n = value_n * expert(x_n), the expert that token n chose; each expert runs once, on its tokens.
+
+    Tokens are sorted by expert, and results copied back.
 
     In a graph (compilation, export) shapes cannot follow the data: there every expert sees every token, and the chosen
     output is taken.
