@@ -144,7 +144,8 @@ def test_it_learns_red_from_blue(options: Options, tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / "colours" / name / f"{i}.png")
     own = {k: getattr(options, k) for k in ("model", "out", "patch", "workers", "model_options")}
     plain = Options.of_recipe("plain", data=str(tmp_path / "colours"), **own)
-    long = replace(plain, steps=40, batch=16, ema=0.9, rate=3e-3, warmup=5, validate_every=40)
+    # 40 steps leave the averaged statistics of the norms behind their weights on five seeds of twelve; 100 on none
+    long = replace(plain, steps=100, batch=16, ema=0.9, rate=3e-3, warmup=5, validate_every=100)
     course = json.loads((train(long, say=lambda _: None).parent / "run.json").read_text())["course"]
     assert course[-1]["top1_percent"] == 100
 
