@@ -39,6 +39,22 @@ def test_every_entry_names_a_function_that_exists_and_a_system_of_the_house() ->
         assert reader.keys
 
 
+def test_variants_are_names_of_one_function_small_ones_first() -> None:
+    small, general = registry.entry("shvit_s1"), registry.entry("shvit")
+    assert (small.function, small.variant, general.variant) == (general.function, True, False)
+    assert "6.3 M parameters" in small.about
+    assert registry.variants("shvit") == ["shvit_s1", "shvit_s2", "shvit_s3", "shvit_s4", "shvit"]
+    assert "timm" not in small.facts
+    assert general.facts["timm"] is False
+    assert registry.entry("shvit_s4").facts == {"size": 256}
+    made = saccade.create("shvit_s1", weights=None)
+    assert sum(p.numel() for p in made.parameters()) < sum(
+        p.numel() for p in saccade.create("shvit_s2", weights=None).parameters()
+    )
+    with pytest.raises(UsageError, match="shvit has no option 'variant'"):
+        saccade.create("shvit", weights=None, variant="shvit_s1")
+
+
 def test_lists_are_sorted_and_filtered() -> None:
     everything = saccade.list_models()
     assert everything == sorted(set(everything))

@@ -14,7 +14,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,7 +60,16 @@ _FUNCTION = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What is known of a registered model before its module is imported."""
+    """What is known of a registered model before its module is imported.
+
+    Attributes:
+        name: the public name.
+        system, task: as given to `register`.
+        module, function: where its maker stands.
+        facts: the other literals given to `register`.
+        variant: whether the name is one of the maker's variants, and goes to it as its first argument.
+        about: a line about it, e.g. how large it is; "" where there is none.
+    """
 
     name: str
     system: str
@@ -68,6 +77,8 @@ class ModelEntry:
     module: str
     function: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    variant: bool = False
+    about: str = ""
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -89,8 +100,10 @@ class Recogniser:
         return all(fnmatch.filter(names, pattern) for pattern in self.keys)
 
 
-def register(name: str, *, system: str, task: str, **facts: Any) -> Callable[[F], F]:
-    """Mark a function ``(**options) -> nn.Module`` as the maker of the model ``name``.
+def register(
+    name: str, *, system: str, task: str, variants: Mapping[str, str | Mapping[str, Any]] | None = None, **facts: Any
+) -> Callable[[F], F]:
+    """Mark a function ``(**options) -> nn.Module`` as the maker of the model ``name``, and of its named variants.
 
     All arguments must be literals: they are read from the source text, not by running it.
 
@@ -98,6 +111,9 @@ def register(name: str, *, system: str, task: str, **facts: Any) -> Callable[[F]
         name: the public name, e.g. ``sesr_m5``; unique in the library.
         system: the slug of the system that it belongs to; "" for a network of our own, which is none of them.
         task: the field's term, e.g. ``super-resolution``.
+        variants: further names that the same function makes, small ones first; it is called with the name before the
+            options, ``(variant, **options)``. Each name stands with a line about it, or with facts of its own and that
+            line under ``about``. Where there are variants, ``name`` itself is the general network (and none of timm's).
         facts: further literals, e.g. ``scales=(2, 3, 4)``.
     """
 
@@ -131,6 +147,15 @@ def _closing(text: str, start: int) -> int:
     raise SyntaxError("unbalanced decorator")
 
 
+def _entries(name: str, module: str, function: str, facts: dict[str, Any]) -> Iterator[ModelEntry]:
+    """The models of one decorator: its variants, then the name itself."""
+    system, task, variants = facts.pop("system"), facts.pop("task"), facts.pop("variants", {})
+    for variant, told in variants.items():
+        own = {**facts, **({"about": told} if isinstance(told, str) else told)}
+        yield ModelEntry(variant, system, task, module, function, about=own.pop("about"), facts=own, variant=True)
+    yield ModelEntry(name, system, task, module, function, facts | {"timm": False} if variants else facts)
+
+
 @functools.cache
 def _scan() -> tuple[dict[str, ModelEntry], list[Recogniser]]:
     models: dict[str, ModelEntry] = {}
@@ -151,10 +176,10 @@ def _scan() -> tuple[dict[str, ModelEntry], list[Recogniser]]:
                 if function is None:
                     raise SyntaxError(f"{path.name}: a decorator without a function")
                 if found.group(1) == "register":
-                    if first in models:
-                        raise SyntaxError(f"model {first!r} is registered twice")
-                    system, task = options.pop("system"), options.pop("task")
-                    models[first] = ModelEntry(first, system, task, module, function.group(1), options)
+                    for made in _entries(first, module, function.group(1), options):
+                        if made.name in models:
+                            raise SyntaxError(f"model {made.name!r} is registered twice")
+                        models[made.name] = made
                 else:
                     recognisers.append(Recogniser(first, tuple(options["keys"]), module, function.group(1)))
     return models, recognisers
@@ -250,7 +275,7 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
         options.setdefault("scale", found.scales[0])
         check_scale(found, options["scale"])
     try:
-        model: nn.Module = function(**options)
+        model: nn.Module = function(name, **options) if found.variant else function(**options)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise

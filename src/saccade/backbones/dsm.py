@@ -337,31 +337,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("dsm_t", system="dsm", task="classification")
-def dsm_t(**options: Any) -> nn.Module:
-    """DSM-T (a reconstruction): 30.3 M parameters, 4.0 G MACs of linear layers and convolutions at 224 px."""
-    return made(DSM, options, VARIANTS["dsm_t"])
-
-
-@register("dsm_s", system="dsm", task="classification")
-def dsm_s(**options: Any) -> nn.Module:
-    """DSM-S (a reconstruction): 43.4 M parameters, 6.6 G MACs of linear layers and convolutions at 224 px."""
-    return made(DSM, options, VARIANTS["dsm_s"])
-
-
-@register("dsm_b", system="dsm", task="classification")
-def dsm_b(**options: Any) -> nn.Module:
-    """DSM-B (a reconstruction): 86.4 M parameters, 13.3 G MACs of linear layers and convolutions at 224 px."""
-    return made(DSM, options, VARIANTS["dsm_b"])
-
-
-@register("dsm_nano", system="dsm", task="classification", size=32, timm=False)
-def dsm_nano(**options: Any) -> nn.Module:
-    """DSM-nano (ours): 0.2 M parameters, two stages, ten classes, for pictures of 32 px."""
-    return made(DSM, options, VARIANTS["dsm_nano"])
-
-
-@register("dsm", system="dsm", task="classification", timm=False)
-def dsm(**options: Any) -> nn.Module:
+@register(
+    "dsm",
+    system="dsm",
+    task="classification",
+    variants={
+        "dsm_t": "DSM-T (a reconstruction): 30.3 M parameters, 4.0 G MACs of linear layers and convolutions at 224 px",
+        "dsm_s": "DSM-S (a reconstruction): 43.4 M parameters, 6.6 G MACs of linear layers and convolutions at 224 px",
+        "dsm_b": "DSM-B (a reconstruction): 86.4 M parameters, 13.3 G MACs of linear layers and convolutions at 224 px",
+        "dsm_nano": {
+            "size": 32,
+            "timm": False,
+            "about": "DSM-nano (ours): 0.2 M parameters, two stages, ten classes, for pictures of 32 px",
+        },
+    },
+)
+def dsm(variant: str = "", /, **options: Any) -> nn.Module:
     """Any DSM (a reconstruction); options as `DSM`."""
-    return made(DSM, options)
+    return made(DSM, options, VARIANTS, variant)

@@ -314,46 +314,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("efficientvit_m0", system="efficientvit", task="classification", fixed_size=True)
-def efficientvit_m0(**options: Any) -> nn.Module:
-    """EfficientViT-M0: 2.3 M parameters, 79 M MACs at 224 px."""
-    return made(EfficientViT, options, VARIANTS["efficientvit_m0"])
-
-
-@register("efficientvit_m1", system="efficientvit", task="classification", fixed_size=True)
-def efficientvit_m1(**options: Any) -> nn.Module:
-    """EfficientViT-M1: 3.0 M parameters, 167 M MACs at 224 px."""
-    return made(EfficientViT, options, VARIANTS["efficientvit_m1"])
-
-
-@register("efficientvit_m2", system="efficientvit", task="classification", fixed_size=True)
-def efficientvit_m2(**options: Any) -> nn.Module:
-    """EfficientViT-M2: 4.2 M parameters, 201 M MACs at 224 px."""
-    return made(EfficientViT, options, VARIANTS["efficientvit_m2"])
-
-
-@register("efficientvit_m3", system="efficientvit", task="classification", fixed_size=True)
-def efficientvit_m3(**options: Any) -> nn.Module:
-    """EfficientViT-M3: 6.9 M parameters, 263 M MACs at 224 px."""
-    return made(EfficientViT, options, VARIANTS["efficientvit_m3"])
-
-
-@register("efficientvit_m4", system="efficientvit", task="classification", fixed_size=True)
-def efficientvit_m4(**options: Any) -> nn.Module:
-    """EfficientViT-M4: 8.8 M parameters, 299 M MACs at 224 px."""
-    return made(EfficientViT, options, VARIANTS["efficientvit_m4"])
-
-
-@register("efficientvit_m5", system="efficientvit", task="classification", fixed_size=True)
-def efficientvit_m5(**options: Any) -> nn.Module:
-    """EfficientViT-M5: 12.5 M parameters, 522 M MACs at 224 px."""
-    return made(EfficientViT, options, VARIANTS["efficientvit_m5"])
-
-
-@register("efficientvit", system="efficientvit", task="classification", timm=False)
-def efficientvit(**options: Any) -> nn.Module:
+@register(
+    "efficientvit",
+    system="efficientvit",
+    task="classification",
+    fixed_size=True,
+    variants={
+        "efficientvit_m0": "EfficientViT-M0: 2.3 M parameters, 79 M MACs at 224 px",
+        "efficientvit_m1": "EfficientViT-M1: 3.0 M parameters, 167 M MACs at 224 px",
+        "efficientvit_m2": "EfficientViT-M2: 4.2 M parameters, 201 M MACs at 224 px",
+        "efficientvit_m3": "EfficientViT-M3: 6.9 M parameters, 263 M MACs at 224 px",
+        "efficientvit_m4": "EfficientViT-M4: 8.8 M parameters, 299 M MACs at 224 px",
+        "efficientvit_m5": "EfficientViT-M5: 12.5 M parameters, 522 M MACs at 224 px",
+    },
+)
+def efficientvit(variant: str = "", /, **options: Any) -> nn.Module:
     """Any EfficientViT; options as `EfficientViT`."""
-    return made(EfficientViT, options)
+    return made(EfficientViT, options, VARIANTS, variant)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

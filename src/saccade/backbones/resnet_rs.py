@@ -426,52 +426,23 @@ def advise(epochs: int, size: int, *, regularised: bool = True) -> Advice:
 VARIANTS: dict[str, dict[str, Any]] = {f"resnetrs{depth}": {"depth": depth} for depth in DEPTHS}
 
 
-@register("resnetrs50", system="resnet_rs", task="classification", size=160)
-def resnetrs50(**options: Any) -> nn.Module:
-    """ResNet-RS-50: 35.7 M parameters, 2.3 G MACs at 160 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs50"])
-
-
-@register("resnetrs101", system="resnet_rs", task="classification", size=192)
-def resnetrs101(**options: Any) -> nn.Module:
-    """ResNet-RS-101: 63.6 M parameters, 6.0 G MACs at 192 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs101"])
-
-
-@register("resnetrs152", system="resnet_rs", task="classification", size=256)
-def resnetrs152(**options: Any) -> nn.Module:
-    """ResNet-RS-152: 86.6 M parameters, 15.5 G MACs at 256 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs152"])
-
-
-@register("resnetrs200", system="resnet_rs", task="classification", size=256)
-def resnetrs200(**options: Any) -> nn.Module:
-    """ResNet-RS-200: 93.2 M parameters, 20.1 G MACs at 256 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs200"])
-
-
-@register("resnetrs270", system="resnet_rs", task="classification", size=256)
-def resnetrs270(**options: Any) -> nn.Module:
-    """ResNet-RS-270: 129.9 M parameters, 27.0 G MACs at 256 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs270"])
-
-
-@register("resnetrs350", system="resnet_rs", task="classification", size=256)
-def resnetrs350(**options: Any) -> nn.Module:
-    """ResNet-RS-350: 164.0 M parameters, 34.4 G MACs at 256 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs350"])
-
-
-@register("resnetrs420", system="resnet_rs", task="classification", size=320)
-def resnetrs420(**options: Any) -> nn.Module:
-    """ResNet-RS-420: 191.9 M parameters, 63.9 G MACs at 320 px."""
-    return made(ResNetRS, options, VARIANTS["resnetrs420"])
-
-
-@register("resnetrs", system="resnet_rs", task="classification", timm=False)
-def resnetrs(**options: Any) -> nn.Module:
+@register(
+    "resnetrs",
+    system="resnet_rs",
+    task="classification",
+    variants={
+        "resnetrs50": {"size": 160, "about": "ResNet-RS-50: 35.7 M parameters, 2.3 G MACs at 160 px"},
+        "resnetrs101": {"size": 192, "about": "ResNet-RS-101: 63.6 M parameters, 6.0 G MACs at 192 px"},
+        "resnetrs152": {"size": 256, "about": "ResNet-RS-152: 86.6 M parameters, 15.5 G MACs at 256 px"},
+        "resnetrs200": {"size": 256, "about": "ResNet-RS-200: 93.2 M parameters, 20.1 G MACs at 256 px"},
+        "resnetrs270": {"size": 256, "about": "ResNet-RS-270: 129.9 M parameters, 27.0 G MACs at 256 px"},
+        "resnetrs350": {"size": 256, "about": "ResNet-RS-350: 164.0 M parameters, 34.4 G MACs at 256 px"},
+        "resnetrs420": {"size": 320, "about": "ResNet-RS-420: 191.9 M parameters, 63.9 G MACs at 320 px"},
+    },
+)
+def resnetrs(variant: str = "", /, **options: Any) -> nn.Module:
     """Any ResNet-RS; options as `ResNetRS`."""
-    return made(ResNetRS, options)
+    return made(ResNetRS, options, VARIANTS, variant)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -132,34 +132,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("shvit_s1", system="shvit", task="classification")
-def shvit_s1(**options: Any) -> nn.Module:
-    """SHViT-S1: 6.3 M parameters, 241 M MACs at 224 px."""
-    return made(SHViT, options, VARIANTS["shvit_s1"])
-
-
-@register("shvit_s2", system="shvit", task="classification")
-def shvit_s2(**options: Any) -> nn.Module:
-    """SHViT-S2: 11.5 M parameters, 365 M MACs at 224 px."""
-    return made(SHViT, options, VARIANTS["shvit_s2"])
-
-
-@register("shvit_s3", system="shvit", task="classification")
-def shvit_s3(**options: Any) -> nn.Module:
-    """SHViT-S3: 14.2 M parameters, 601 M MACs at 224 px."""
-    return made(SHViT, options, VARIANTS["shvit_s3"])
-
-
-@register("shvit_s4", system="shvit", task="classification", size=256)
-def shvit_s4(**options: Any) -> nn.Module:
-    """SHViT-S4: 16.6 M parameters, 986 M MACs at 256 px."""
-    return made(SHViT, options, VARIANTS["shvit_s4"])
-
-
-@register("shvit", system="shvit", task="classification", timm=False)
-def shvit(**options: Any) -> nn.Module:
+@register(
+    "shvit",
+    system="shvit",
+    task="classification",
+    variants={
+        "shvit_s1": "SHViT-S1: 6.3 M parameters, 241 M MACs at 224 px",
+        "shvit_s2": "SHViT-S2: 11.5 M parameters, 365 M MACs at 224 px",
+        "shvit_s3": "SHViT-S3: 14.2 M parameters, 601 M MACs at 224 px",
+        "shvit_s4": {"size": 256, "about": "SHViT-S4: 16.6 M parameters, 986 M MACs at 256 px"},
+    },
+)
+def shvit(variant: str = "", /, **options: Any) -> nn.Module:
     """Any SHViT; options as `SHViT`."""
-    return made(SHViT, options)
+    return made(SHViT, options, VARIANTS, variant)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

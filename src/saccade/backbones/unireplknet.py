@@ -416,64 +416,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("unireplknet_a", system="unireplknet", task="classification")
-def unireplknet_a(**options: Any) -> nn.Module:
-    """UniRepLKNet-A: 4.4 M parameters and 0.64 G MACs at 224 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_a"])
-
-
-@register("unireplknet_f", system="unireplknet", task="classification")
-def unireplknet_f(**options: Any) -> nn.Module:
-    """UniRepLKNet-F: 6.2 M parameters and 0.91 G MACs at 224 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_f"])
-
-
-@register("unireplknet_p", system="unireplknet", task="classification")
-def unireplknet_p(**options: Any) -> nn.Module:
-    """UniRepLKNet-P: 10.7 M parameters and 1.6 G MACs at 224 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_p"])
-
-
-@register("unireplknet_n", system="unireplknet", task="classification")
-def unireplknet_n(**options: Any) -> nn.Module:
-    """UniRepLKNet-N: 18.3 M parameters and 2.8 G MACs at 224 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_n"])
-
-
-@register("unireplknet_t", system="unireplknet", task="classification")
-def unireplknet_t(**options: Any) -> nn.Module:
-    """UniRepLKNet-T: 31.0 M parameters and 4.9 G MACs at 224 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_t"])
-
-
-@register("unireplknet_s", system="unireplknet", task="classification")
-def unireplknet_s(**options: Any) -> nn.Module:
-    """UniRepLKNet-S: 55.7 M parameters and 9.1 G MACs at 224 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_s"])
-
-
-@register("unireplknet_b", system="unireplknet", task="classification", size=384)
-def unireplknet_b(**options: Any) -> nn.Module:
-    """UniRepLKNet-B: 98.0 M parameters and 47.2 G MACs at 384 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_b"])
-
-
-@register("unireplknet_l", system="unireplknet", task="classification", size=384)
-def unireplknet_l(**options: Any) -> nn.Module:
-    """UniRepLKNet-L: 218 M parameters and 105 G MACs at 384 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_l"])
-
-
-@register("unireplknet_xl", system="unireplknet", task="classification", size=384)
-def unireplknet_xl(**options: Any) -> nn.Module:
-    """UniRepLKNet-XL: 386 M parameters and 187 G MACs at 384 px when merged."""
-    return made(UniRepLKNet, options, VARIANTS["unireplknet_xl"])
-
-
-@register("unireplknet", system="unireplknet", task="classification", timm=False)
-def unireplknet(**options: Any) -> nn.Module:
+@register(
+    "unireplknet",
+    system="unireplknet",
+    task="classification",
+    variants={
+        "unireplknet_a": "UniRepLKNet-A: 4.4 M parameters and 0.64 G MACs at 224 px when merged",
+        "unireplknet_f": "UniRepLKNet-F: 6.2 M parameters and 0.91 G MACs at 224 px when merged",
+        "unireplknet_p": "UniRepLKNet-P: 10.7 M parameters and 1.6 G MACs at 224 px when merged",
+        "unireplknet_n": "UniRepLKNet-N: 18.3 M parameters and 2.8 G MACs at 224 px when merged",
+        "unireplknet_t": "UniRepLKNet-T: 31.0 M parameters and 4.9 G MACs at 224 px when merged",
+        "unireplknet_s": "UniRepLKNet-S: 55.7 M parameters and 9.1 G MACs at 224 px when merged",
+        "unireplknet_b": {
+            "size": 384,
+            "about": "UniRepLKNet-B: 98.0 M parameters and 47.2 G MACs at 384 px when merged",
+        },
+        "unireplknet_l": {"size": 384, "about": "UniRepLKNet-L: 218 M parameters and 105 G MACs at 384 px when merged"},
+        "unireplknet_xl": {
+            "size": 384,
+            "about": "UniRepLKNet-XL: 386 M parameters and 187 G MACs at 384 px when merged",
+        },
+    },
+)
+def unireplknet(variant: str = "", /, **options: Any) -> nn.Module:
     """Any UniRepLKNet; options as `UniRepLKNet`."""
-    return made(UniRepLKNet, options)
+    return made(UniRepLKNet, options, VARIANTS, variant)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

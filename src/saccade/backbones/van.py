@@ -257,52 +257,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("van_b0", system="van", task="classification")
-def van_b0(**options: Any) -> nn.Module:
-    """VAN-B0: 4.1 M parameters, 0.86 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b0"])
-
-
-@register("van_b1", system="van", task="classification")
-def van_b1(**options: Any) -> nn.Module:
-    """VAN-B1: 13.9 M parameters, 2.5 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b1"])
-
-
-@register("van_b2", system="van", task="classification")
-def van_b2(**options: Any) -> nn.Module:
-    """VAN-B2: 26.6 M parameters, 5.0 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b2"])
-
-
-@register("van_b3", system="van", task="classification")
-def van_b3(**options: Any) -> nn.Module:
-    """VAN-B3: 44.8 M parameters, 8.9 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b3"])
-
-
-@register("van_b4", system="van", task="classification")
-def van_b4(**options: Any) -> nn.Module:
-    """VAN-B4: 60.3 M parameters, 12.1 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b4"])
-
-
-@register("van_b5", system="van", task="classification")
-def van_b5(**options: Any) -> nn.Module:
-    """VAN-B5: 90.0 M parameters, 17.1 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b5"])
-
-
-@register("van_b6", system="van", task="classification")
-def van_b6(**options: Any) -> nn.Module:
-    """VAN-B6: 200 M parameters, 38.7 G MACs at 224 px."""
-    return made(VAN, options, VARIANTS["van_b6"])
-
-
-@register("van", system="van", task="classification", timm=False)
-def van(**options: Any) -> nn.Module:
+@register(
+    "van",
+    system="van",
+    task="classification",
+    variants={
+        "van_b0": "VAN-B0: 4.1 M parameters, 0.86 G MACs at 224 px",
+        "van_b1": "VAN-B1: 13.9 M parameters, 2.5 G MACs at 224 px",
+        "van_b2": "VAN-B2: 26.6 M parameters, 5.0 G MACs at 224 px",
+        "van_b3": "VAN-B3: 44.8 M parameters, 8.9 G MACs at 224 px",
+        "van_b4": "VAN-B4: 60.3 M parameters, 12.1 G MACs at 224 px",
+        "van_b5": "VAN-B5: 90.0 M parameters, 17.1 G MACs at 224 px",
+        "van_b6": "VAN-B6: 200 M parameters, 38.7 G MACs at 224 px",
+    },
+)
+def van(variant: str = "", /, **options: Any) -> nn.Module:
     """Any VAN; options as `VAN`."""
-    return made(VAN, options)
+    return made(VAN, options, VARIANTS, variant)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

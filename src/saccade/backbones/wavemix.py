@@ -398,28 +398,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("wavemix_192_16", system="wavemix", task="classification")
-def wavemix_192_16(**options: Any) -> nn.Module:
-    """WaveMix-192/16 of three levels, for ImageNet: 27.9 M parameters, 15.1 G MACs at 224 px."""
-    return made(WaveMix, options, VARIANTS["wavemix_192_16"])
-
-
-@register("wavemix_cifar_320_8", system="wavemix", task="classification", size=32)
-def wavemix_cifar_320_8(**options: Any) -> nn.Module:
-    """WaveMix-320/8 of one level, for pictures of 32 px: 17.1 M parameters with ten classes, 4.9 G MACs."""
-    return made(WaveMix, options, VARIANTS["wavemix_cifar_320_8"])
-
-
-@register("wavemix_cifar_144_7", system="wavemix", task="classification", size=32)
-def wavemix_cifar_144_7(**options: Any) -> nn.Module:
-    """WaveMix-144/7 of one level, for pictures of 32 px: 3.0 M parameters with ten classes, 0.9 G MACs."""
-    return made(WaveMix, options, VARIANTS["wavemix_cifar_144_7"])
-
-
-@register("wavemix", system="wavemix", task="classification", timm=False)
-def wavemix(**options: Any) -> nn.Module:
+@register(
+    "wavemix",
+    system="wavemix",
+    task="classification",
+    variants={
+        "wavemix_192_16": "WaveMix-192/16 of three levels, for ImageNet: 27.9 M parameters, 15.1 G MACs at 224 px",
+        "wavemix_cifar_320_8": {
+            "size": 32,
+            "about": "WaveMix-320/8 of one level, for 32 px: 17.1 M parameters with ten classes, 4.9 G MACs",
+        },
+        "wavemix_cifar_144_7": {
+            "size": 32,
+            "about": "WaveMix-144/7 of one level, for 32 px: 3.0 M parameters with ten classes, 0.9 G MACs",
+        },
+    },
+)
+def wavemix(variant: str = "", /, **options: Any) -> nn.Module:
     """Any WaveMix classifier; options as `WaveMix`."""
-    return made(WaveMix, options)
+    return made(WaveMix, options, VARIANTS, variant)
 
 
 @register("wavemix_segmentation", system="wavemix", task="semantic segmentation")

@@ -22,7 +22,14 @@ def list_models(
         entry = registry.entry(name)
         shipped = [s for s in entry.scales or (None,) if registry.default_weights(name, **({"scale": s} if s else {}))]
         rows.append(
-            {"name": name, "system": entry.system, "task": entry.task, "scales": list(entry.scales), "weights": shipped}
+            {
+                "name": name,
+                "system": entry.system,
+                "task": entry.task,
+                "scales": list(entry.scales),
+                "weights": shipped,
+                "about": entry.about,
+            }
         )
     if json:
         typer.echo(json_module.dumps(rows, indent=1))
@@ -33,4 +40,5 @@ def list_models(
     width = max(len(str(r["name"])) for r in rows)
     for r in rows:
         weights = ", ".join(f"x{s}" if s else "yes" for s in r["weights"]) or "-"
-        typer.echo(f"{r['name']:<{width}}  {r['task']:<18}  {r['system']:<14}  weights: {weights}")
+        about = f"  {r['about']}" if r["about"] else ""
+        typer.echo(f"{r['name']:<{width}}  {r['task']:<18}  {r['system']:<14}  weights: {weights:<8}{about}".rstrip())

@@ -308,20 +308,22 @@ class NamedStages(Backbone):
 def made(
     network: Callable[..., B],
     options: Mapping[str, Any],
-    variant: Mapping[str, Any] = MappingProxyType({}),
+    variants: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    variant: str = "",
 ) -> nn.Module:
-    """A variant of a backbone with a user's options: what the functions behind registered names return.
+    """A backbone with a user's options: what the functions behind registered names return.
 
     Args:
         network: the class.
         options: what the user gave; ``features_only=True`` asks for the maps alone (timm's ``FeatureGetterNet``:
             a list of (B, C_i, H/r_i, W/r_i), finest first), ``out_indices`` for some of them.
-        variant: what the name stands for; options win.
+        variants: what each name stands for; options win.
+        variant: the name that is asked for, "" for the general network.
 
     Raises:
         UsageError: ``out_indices`` without ``features_only``.
     """
-    rest = {**variant, **options}
+    rest = {**(variants[variant] if variant else {}), **options}
     features_only, out_indices = rest.pop("features_only", False), rest.pop("out_indices", None)
     if out_indices is not None and not features_only:
         raise UsageError("out_indices choose maps: they go with features_only=True")

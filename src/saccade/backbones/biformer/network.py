@@ -271,31 +271,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("biformer_tiny", system="biformer", task="classification")
-def biformer_tiny(**options: Any) -> nn.Module:
-    """BiFormer-T: 13.1 M parameters, 2.2 G MACs at 224 px."""
-    return made(BiFormer, options, VARIANTS["biformer_tiny"])
-
-
-@register("biformer_small", system="biformer", task="classification")
-def biformer_small(**options: Any) -> nn.Module:
-    """BiFormer-S: 25.5 M parameters, 4.5 G MACs at 224 px."""
-    return made(BiFormer, options, VARIANTS["biformer_small"])
-
-
-@register("biformer_base", system="biformer", task="classification")
-def biformer_base(**options: Any) -> nn.Module:
-    """BiFormer-B: 56.8 M parameters, 9.8 G MACs at 224 px."""
-    return made(BiFormer, options, VARIANTS["biformer_base"])
-
-
-@register("biformer_stl", system="biformer", task="classification")
-def biformer_stl(**options: Any) -> nn.Module:
-    """BiFormer in Swin-T's layout, in the published NCHW form: 28.4 M parameters, 4.6 G MACs at 224 px."""
-    return made(BiFormer, options, VARIANTS["biformer_stl"])
-
-
-@register("biformer", system="biformer", task="classification", timm=False)
-def biformer(**options: Any) -> nn.Module:
+@register(
+    "biformer",
+    system="biformer",
+    task="classification",
+    variants={
+        "biformer_tiny": "BiFormer-T: 13.1 M parameters, 2.2 G MACs at 224 px",
+        "biformer_small": "BiFormer-S: 25.5 M parameters, 4.5 G MACs at 224 px",
+        "biformer_base": "BiFormer-B: 56.8 M parameters, 9.8 G MACs at 224 px",
+        "biformer_stl": "in Swin-T's layout, the published NCHW form: 28.4 M parameters, 4.6 G MACs at 224 px",
+    },
+)
+def biformer(variant: str = "", /, **options: Any) -> nn.Module:
     """Any BiFormer; options as `BiFormer`."""
-    return made(BiFormer, options)
+    return made(BiFormer, options, VARIANTS, variant)

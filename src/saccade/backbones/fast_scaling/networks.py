@@ -219,43 +219,43 @@ def _any(
 @register("regnetx_200mf", system="fast_scaling", task="classification")
 def regnetx_200mf(**options: Any) -> nn.Module:
     """RegNetX-200MF, scaled to ``scale`` times its MACs or to ``macs`` (counted with 1000 classes) by ``strategy``."""
-    return made(_network, options, {"base": "regnetx_200mf"})
+    return made(_network, {"base": "regnetx_200mf", **options})
 
 
 @register("regnetx_400mf", system="fast_scaling", task="classification")
 def regnetx_400mf(**options: Any) -> nn.Module:
     """RegNetX-400MF, scaled as `regnetx_200mf`."""
-    return made(_network, options, {"base": "regnetx_400mf"})
+    return made(_network, {"base": "regnetx_400mf", **options})
 
 
 @register("regnety_400mf", system="fast_scaling", task="classification")
 def regnety_400mf(**options: Any) -> nn.Module:
     """RegNetY-400MF, scaled as `regnetx_200mf`."""
-    return made(_network, options, {"base": "regnety_400mf"})
+    return made(_network, {"base": "regnety_400mf", **options})
 
 
 @register("regnety_4gf", system="fast_scaling", task="classification")
 def regnety_4gf(**options: Any) -> nn.Module:
     """RegNetY-4.0GF, scaled as `regnetx_200mf`."""
-    return made(_network, options, {"base": "regnety_4gf"})
+    return made(_network, {"base": "regnety_4gf", **options})
 
 
 @register("regnetz_500mf", system="fast_scaling", task="classification")
 def regnetz_500mf(**options: Any) -> nn.Module:
     """RegNetZ-500MF, scaled as `regnetx_200mf`."""
-    return made(_network, options, {"base": "regnetz_500mf"})
+    return made(_network, {"base": "regnetz_500mf", **options})
 
 
 @register("regnetz_4gf", system="fast_scaling", task="classification")
 def regnetz_4gf(**options: Any) -> nn.Module:
     """RegNetZ-4GF, scaled as `regnetx_200mf`."""
-    return made(_network, options, {"base": "regnetz_4gf"})
+    return made(_network, {"base": "regnetz_4gf", **options})
 
 
 @register("efficientnet_b0", system="fast_scaling", task="classification")
 def efficientnet_b0(**options: Any) -> nn.Module:
     """EfficientNet-B0, scaled as `regnetx_200mf`."""
-    return made(_network, options, {"base": "efficientnet_b0"})
+    return made(_network, {"base": "efficientnet_b0", **options})
 
 
 @register("anynet", system="fast_scaling", task="classification", timm=False)

@@ -22,30 +22,32 @@ from saccade.registry import recognise, register
 
 __all__ = ["ChannelKernel", "ConstantKernel", "GlobalKernel", "HyperZZW", "LocalKernel", "slow_neural_loss"]
 
-#: the configuration of the published CIFAR runs, which is also the default of `HyperZZW`
-CIFAR: dict[str, Any] = {
-    "widths": (12, 36, 72, 144, 288),
-    "depths": (3, 2, 2, 2, 2),
-    "hidden": 64,
-    "local": (3, 9, 5, 7),
-    "local_hidden": 32,
-    "channel_hidden": 32,
-    "interaction_hidden": 16,
-    "spatial_hidden": 64,
-    "img_size": 32,
+VARIANTS: dict[str, dict[str, Any]] = {
+    "hyperzzw_cifar": {  # the published CIFAR runs, which are also the default of `HyperZZW`
+        "widths": (12, 36, 72, 144, 288),
+        "depths": (3, 2, 2, 2, 2),
+        "hidden": 64,
+        "local": (3, 9, 5, 7),
+        "local_hidden": 32,
+        "channel_hidden": 32,
+        "interaction_hidden": 16,
+        "spatial_hidden": 64,
+        "img_size": 32,
+    },
 }
 
 
-@register("hyperzzw_cifar", system="hyperzzw", task="classification", size=32, fixed_size=True)
-def hyperzzw_cifar(**options: Any) -> nn.Module:
-    """The network of the CIFAR runs: 1.34 M parameters with 10 classes, 32 x 32 px."""
-    return made(HyperZZW, options, CIFAR)
-
-
-@register("hyperzzw", system="hyperzzw", task="classification", size=32, timm=False)
-def hyperzzw(**options: Any) -> nn.Module:
+@register(
+    "hyperzzw",
+    system="hyperzzw",
+    task="classification",
+    size=32,
+    fixed_size=True,
+    variants={"hyperzzw_cifar": "the network of the CIFAR runs: 1.34 M parameters with 10 classes, 32 x 32 px"},
+)
+def hyperzzw(variant: str = "", /, **options: Any) -> nn.Module:
     """Any of them; options as `HyperZZW`."""
-    return made(HyperZZW, options)
+    return made(HyperZZW, options, VARIANTS, variant)
 
 
 _SLOW = (
@@ -142,4 +144,4 @@ def from_official(state: StateDict) -> Recipe | None:
     maps = [v for k, v in ours.items() if k.endswith("rgu.bias_map")]
     if not maps:
         return None
-    return named("hyperzzw", {"hyperzzw_cifar": CIFAR}, _describe(ours, maps[0].shape[-1]), ours)
+    return named("hyperzzw", VARIANTS, _describe(ours, maps[0].shape[-1]), ours)

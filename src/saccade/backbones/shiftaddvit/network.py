@@ -370,28 +370,22 @@ for _variant in VARIANTS.values():
     _variant |= {"heads": (1, 2, 5, 8), "mlp_ratios": (8, 8, 4, 4)}
 
 
-@register("shiftaddvit_b0", system="shiftaddvit", task="classification")
-def shiftaddvit_b0(**options: Any) -> nn.Module:
-    """ShiftAddViT on PVTv2-B0; ``attention="reduced", attention_linears="dense", mlp="dense"`` is PVTv2-B0 itself."""
-    return made(ShiftAddViT, options, VARIANTS["shiftaddvit_b0"])
+@register(
+    "shiftaddvit",
+    system="shiftaddvit",
+    task="classification",
+    variants={
+        "shiftaddvit_b0": "ShiftAddViT on PVTv2-B0",
+        "shiftaddvit_b1": "ShiftAddViT on PVTv2-B1",
+        "shiftaddvit_b2": "ShiftAddViT on PVTv2-B2",
+    },
+)
+def shiftaddvit(variant: str = "", /, **options: Any) -> nn.Module:
+    """Any ShiftAddViT; options as `ShiftAddViT`.
 
-
-@register("shiftaddvit_b1", system="shiftaddvit", task="classification")
-def shiftaddvit_b1(**options: Any) -> nn.Module:
-    """ShiftAddViT on PVTv2-B1."""
-    return made(ShiftAddViT, options, VARIANTS["shiftaddvit_b1"])
-
-
-@register("shiftaddvit_b2", system="shiftaddvit", task="classification")
-def shiftaddvit_b2(**options: Any) -> nn.Module:
-    """ShiftAddViT on PVTv2-B2."""
-    return made(ShiftAddViT, options, VARIANTS["shiftaddvit_b2"])
-
-
-@register("shiftaddvit", system="shiftaddvit", task="classification", timm=False)
-def shiftaddvit(**options: Any) -> nn.Module:
-    """Any ShiftAddViT; options as `ShiftAddViT`."""
-    return made(ShiftAddViT, options)
+    With ``attention="reduced", attention_linears="dense", mlp="dense"`` it is the PVTv2 that its name stands for.
+    """
+    return made(ShiftAddViT, options, VARIANTS, variant)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -254,61 +254,37 @@ SHUFFLENETS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("tvconv_mobilenetv2_x0_1", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_mobilenetv2_x0_1(**options: Any) -> nn.Module:
-    """MobileNetV2 x0.1 with TVConv: 16.4 M parameters in training."""
-    return made(TVMobileNetV2, options, MOBILENETS["tvconv_mobilenetv2_x0_1"])
-
-
-@register("tvconv_mobilenetv2_x0_2", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_mobilenetv2_x0_2(**options: Any) -> nn.Module:
-    """MobileNetV2 x0.2 with TVConv."""
-    return made(TVMobileNetV2, options, MOBILENETS["tvconv_mobilenetv2_x0_2"])
-
-
-@register("tvconv_mobilenetv2_x0_3", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_mobilenetv2_x0_3(**options: Any) -> nn.Module:
-    """MobileNetV2 x0.3 with TVConv."""
-    return made(TVMobileNetV2, options, MOBILENETS["tvconv_mobilenetv2_x0_3"])
-
-
-@register("tvconv_mobilenetv2_x0_5", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_mobilenetv2_x0_5(**options: Any) -> nn.Module:
-    """MobileNetV2 x0.5 with TVConv."""
-    return made(TVMobileNetV2, options, MOBILENETS["tvconv_mobilenetv2_x0_5"])
-
-
-@register("tvconv_mobilenetv2_x1_0", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_mobilenetv2_x1_0(**options: Any) -> nn.Module:
-    """MobileNetV2 x1.0 with TVConv."""
-    return made(TVMobileNetV2, options, MOBILENETS["tvconv_mobilenetv2_x1_0"])
-
-
-@register("tvconv_shufflenetv2_x0_5", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_shufflenetv2_x0_5(**options: Any) -> nn.Module:
-    """ShuffleNetV2 x0.5 with TVConv."""
-    return made(TVShuffleNetV2, options, SHUFFLENETS["tvconv_shufflenetv2_x0_5"])
-
-
-@register("tvconv_shufflenetv2_x1_0", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_shufflenetv2_x1_0(**options: Any) -> nn.Module:
-    """ShuffleNetV2 x1.0 with TVConv."""
-    return made(TVShuffleNetV2, options, SHUFFLENETS["tvconv_shufflenetv2_x1_0"])
-
-
-@register("tvconv_shufflenetv2_x1_5", system="tvconv", task="classification", size=96, fixed_size=True)
-def tvconv_shufflenetv2_x1_5(**options: Any) -> nn.Module:
-    """ShuffleNetV2 x1.5 with TVConv."""
-    return made(TVShuffleNetV2, options, SHUFFLENETS["tvconv_shufflenetv2_x1_5"])
-
-
-@register("tvconv_mobilenetv2", system="tvconv", task="classification", timm=False)
-def tvconv_mobilenetv2(**options: Any) -> nn.Module:
+@register(
+    "tvconv_mobilenetv2",
+    system="tvconv",
+    task="classification",
+    size=96,
+    fixed_size=True,
+    variants={
+        "tvconv_mobilenetv2_x0_1": "MobileNetV2 x0.1 with TVConv: 16.4 M parameters in training",
+        "tvconv_mobilenetv2_x0_2": "MobileNetV2 x0.2 with TVConv",
+        "tvconv_mobilenetv2_x0_3": "MobileNetV2 x0.3 with TVConv",
+        "tvconv_mobilenetv2_x0_5": "MobileNetV2 x0.5 with TVConv",
+        "tvconv_mobilenetv2_x1_0": "MobileNetV2 x1.0 with TVConv",
+    },
+)
+def tvconv_mobilenetv2(variant: str = "", /, **options: Any) -> nn.Module:
     """Any MobileNetV2 with TVConv; options as `TVMobileNetV2`."""
-    return made(TVMobileNetV2, options)
+    return made(TVMobileNetV2, options, MOBILENETS, variant)
 
 
-@register("tvconv_shufflenetv2", system="tvconv", task="classification", timm=False)
-def tvconv_shufflenetv2(**options: Any) -> nn.Module:
+@register(
+    "tvconv_shufflenetv2",
+    system="tvconv",
+    task="classification",
+    size=96,
+    fixed_size=True,
+    variants={
+        "tvconv_shufflenetv2_x0_5": "ShuffleNetV2 x0.5 with TVConv",
+        "tvconv_shufflenetv2_x1_0": "ShuffleNetV2 x1.0 with TVConv",
+        "tvconv_shufflenetv2_x1_5": "ShuffleNetV2 x1.5 with TVConv",
+    },
+)
+def tvconv_shufflenetv2(variant: str = "", /, **options: Any) -> nn.Module:
     """Any ShuffleNetV2 with TVConv; options as `TVShuffleNetV2`."""
-    return made(TVShuffleNetV2, options)
+    return made(TVShuffleNetV2, options, SHUFFLENETS, variant)

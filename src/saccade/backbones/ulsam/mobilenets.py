@@ -232,79 +232,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register("ulsam_mobilenetv1_569m", system="ulsam", task="classification")
-def ulsam_mobilenetv1_569m(**options: Any) -> nn.Module:
-    """MobileNetV1 with attention behind layer 12: 4.2 M parameters, 569 M MACs at 224 px."""
-    return made(MobileNetV1, options, VARIANTS["ulsam_mobilenetv1_569m"])
-
-
-@register("ulsam_mobilenetv1_517m", system="ulsam", task="classification")
-def ulsam_mobilenetv1_517m(**options: Any) -> nn.Module:
-    """MobileNetV1 with attention for layer 12: 4.0 M parameters, 517 M MACs at 224 px."""
-    return made(MobileNetV1, options, VARIANTS["ulsam_mobilenetv1_517m"])
-
-
-@register("ulsam_mobilenetv1_296m", system="ulsam", task="classification")
-def ulsam_mobilenetv1_296m(**options: Any) -> nn.Module:
-    """MobileNetV1-0.75 with attention (one subspace) for layer 12: 2.4 M parameters, 296 M MACs at 224 px."""
-    return made(MobileNetV1, options, VARIANTS["ulsam_mobilenetv1_296m"])
-
-
-@register("ulsam_mobilenetv1_136m", system="ulsam", task="classification")
-def ulsam_mobilenetv1_136m(**options: Any) -> nn.Module:
-    """MobileNetV1-0.5 with attention (one subspace) for layer 12: 1.3 M parameters, 136 M MACs at 224 px."""
-    return made(MobileNetV1, options, VARIANTS["ulsam_mobilenetv1_136m"])
-
-
-@register("ulsam_mobilenetv2_300m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_300m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention behind bottleneck 16: 3.5 M parameters, 301 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_300m"])
-
-
-@register("ulsam_mobilenetv2_285m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_285m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention for bottleneck 16: 3.2 M parameters, 285 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_285m"])
-
-
-@register("ulsam_mobilenetv2_277m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_277m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention for bottleneck 13: 3.4 M parameters, 278 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_277m"])
-
-
-@register("ulsam_mobilenetv2_269m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_269m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention for bottlenecks 15, 16: 2.9 M parameters, 270 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_269m"])
-
-
-@register("ulsam_mobilenetv2_267m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_267m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention for bottlenecks 10, 13: 3.3 M parameters, 268 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_267m"])
-
-
-@register("ulsam_mobilenetv2_262m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_262m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention for bottlenecks 13, 16: 3.1 M parameters, 263 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_262m"])
-
-
-@register("ulsam_mobilenetv2_224m", system="ulsam", task="classification")
-def ulsam_mobilenetv2_224m(**options: Any) -> nn.Module:
-    """MobileNetV2 with attention for bottlenecks 12, 13, 15, 16: 2.6 M parameters, 225 M MACs at 224 px."""
-    return made(MobileNetV2, options, VARIANTS["ulsam_mobilenetv2_224m"])
-
-
-@register("ulsam_mobilenetv1", system="ulsam", task="classification", timm=False)
-def ulsam_mobilenetv1(**options: Any) -> nn.Module:
+@register(
+    "ulsam_mobilenetv1",
+    system="ulsam",
+    task="classification",
+    variants={
+        "ulsam_mobilenetv1_569m": "attention behind layer 12: 4.2 M parameters, 569 M MACs at 224 px",
+        "ulsam_mobilenetv1_517m": "attention for layer 12: 4.0 M parameters, 517 M MACs at 224 px",
+        "ulsam_mobilenetv1_296m": "x0.75, one subspace for layer 12: 2.4 M parameters, 296 M MACs at 224 px",
+        "ulsam_mobilenetv1_136m": "x0.5, one subspace for layer 12: 1.3 M parameters, 136 M MACs at 224 px",
+    },
+)
+def ulsam_mobilenetv1(variant: str = "", /, **options: Any) -> nn.Module:
     """Any MobileNetV1 with subspace attention, or without; options as `MobileNetV1`."""
-    return made(MobileNetV1, options)
+    return made(MobileNetV1, options, VARIANTS, variant)
 
 
-@register("ulsam_mobilenetv2", system="ulsam", task="classification", timm=False)
-def ulsam_mobilenetv2(**options: Any) -> nn.Module:
+@register(
+    "ulsam_mobilenetv2",
+    system="ulsam",
+    task="classification",
+    variants={
+        "ulsam_mobilenetv2_300m": "attention behind bottleneck 16: 3.5 M parameters, 301 M MACs at 224 px",
+        "ulsam_mobilenetv2_285m": "attention for bottleneck 16: 3.2 M parameters, 285 M MACs at 224 px",
+        "ulsam_mobilenetv2_277m": "attention for bottleneck 13: 3.4 M parameters, 278 M MACs at 224 px",
+        "ulsam_mobilenetv2_269m": "attention for bottlenecks 15, 16: 2.9 M parameters, 270 M MACs at 224 px",
+        "ulsam_mobilenetv2_267m": "attention for bottlenecks 10, 13: 3.3 M parameters, 268 M MACs at 224 px",
+        "ulsam_mobilenetv2_262m": "attention for bottlenecks 13, 16: 3.1 M parameters, 263 M MACs at 224 px",
+        "ulsam_mobilenetv2_224m": "attention for bottlenecks 12, 13, 15, 16: 2.6 M parameters, 225 M MACs at 224 px",
+    },
+)
+def ulsam_mobilenetv2(variant: str = "", /, **options: Any) -> nn.Module:
     """Any MobileNetV2 with subspace attention, or without; options as `MobileNetV2`."""
-    return made(MobileNetV2, options)
+    return made(MobileNetV2, options, VARIANTS, variant)
