@@ -280,7 +280,7 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
         if "unexpected keyword" not in str(error):
             raise
         raise UsageError(f"{name} has no option {str(error).rsplit(' ', 1)[-1]}") from error
-    model.saccade_name, model.saccade_options = name, dict(options)  # type: ignore[assignment]
+    vars(model).update(saccade_name=name, saccade_options=dict(options))
     if weights == "official":
         from saccade.published import load_official
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from saccade.budget import check_budget
 from saccade.errors import InputError, UsageError
 from saccade.nn.backbone import Backbone, made
 from saccade.nn.channel_norm import ChannelNorm
+from saccade.nn.drop_path import drop_path, rising
 from saccade.ops.dct import dct2, idct2
 from saccade.registry import register
 
@@ -192,13 +192,13 @@ class Block(nn.Module):
     """Mixer and MLP, each normalised, scaled per channel and added: (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(
-        self, width: int, grid: tuple[int, int], drop_path: float = 0.0, layer_scale: float = 1.0, **mixer: Any
+        self, width: int, grid: tuple[int, int], rate: float = 0.0, layer_scale: float = 1.0, **mixer: Any
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.mixer, self.mlp = SpectrumMixer(width, grid, **mixer), MLP(width)
         self.ls1, self.ls2 = (nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = drop_path(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.ls1 * self.mixer(self.norm1(x)))
@@ -257,15 +257,13 @@ class DSM(Backbone):
             raise UsageError(f"depths has {len(depths)} entries for {len(widths)} stages")
         if stem_stride not in (2, 4):
             raise UsageError(f"stem_stride is 2 or 4, not {stem_stride}")
-        if not 0 <= drop_path_rate < 1:
-            raise UsageError(f"drop_path_rate lies in [0, 1), not {drop_path_rate}")
         strides = [stem_stride << i for i in range(len(widths))]
         super().__init__(widths, strides, least=strides[-1] if strides else 1, **options)
         if img_size < self.least:
             raise UsageError(f"img_size is at least {self.least}, not {img_size}")
         kernel, padding = (7, 2) if stem_stride == 4 else (3, 1)
         self.stem = nn.Conv2d(self.in_chans, widths[0], kernel, stem_stride, padding)
-        side, rates = (img_size + 2 * padding - kernel) // stem_stride + 1, _rising(drop_path_rate, depths)
+        side, rates = (img_size + 2 * padding - kernel) // stem_stride + 1, rising(drop_path_rate, depths)
         mixer = {"expansion": expansion, "groups": groups, "bases": bases}
         mixer |= {"dynamic": dynamic, "resize_bases": resize_bases}
         stages: list[nn.Module] = []
@@ -305,11 +303,6 @@ class DSM(Backbone):
     def no_weight_decay(self) -> set[str]:
         """The spectra, beside vectors."""
         return {name for name, _ in self.named_parameters() if name.endswith(".phi")}
-
-
-def _rising(rate: float, depths: Sequence[int]) -> list[float]:
-    count = sum(depths)
-    return [rate * i / max(count - 1, 1) for i in range(count)]
 
 
 @torch.no_grad()

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.drop import DropPath
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,6 +31,7 @@ from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
 from saccade.nn.backbone import NamedStages, made, named
 from saccade.nn.conv_norm import SqueezeExcitation
+from saccade.nn.drop_path import drop_path
 from saccade.nn.fuse import folded, fused_conv
 from saccade.registry import recognise, register
 
@@ -144,7 +144,7 @@ class ResNetRS(NamedStages):
                 self.add_module(name, child)
         for name, share in zip(names, GROUP_RATES, strict=True):
             for block in getattr(self, name):
-                block.drop_path = DropPath(drop_path_rate * share) if drop_path_rate else None
+                block.drop_path = drop_path(drop_path_rate * share)
         self.reset_parameters()
         self.reset_classifier(self.num_classes)
 

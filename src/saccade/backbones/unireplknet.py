@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
-from saccade.nn.backbone import Backbone, made, named
+from saccade.nn.backbone import Backbone, check_stages, made, named
 from saccade.nn.channel_norm import ChannelNorm
 from saccade.nn.conv_norm import SqueezeExcitation
+from saccade.nn.drop_path import drop_path, rising
 from saccade.nn.fuse import affine_of
 from saccade.ops.large_depthwise import LargeDepthwise
 from saccade.registry import recognise, register
@@ -148,18 +149,16 @@ class Block(nn.Module):
         width: channels.
         kernel: taps a side of the mixer: 0 for none, 3 or 5 for one plain convolution, else with branches.
         layer_scale: start of the numbers that the branch is multiplied by; 0 for none.
-        drop_path: probability.
+        rate: of stochastic depth.
         deploy: the merged form.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
     """
 
     def __init__(
-        self, width: int, kernel: int, layer_scale: float = 1e-6, drop_path: float = 0.0, deploy: bool = False
+        self, width: int, kernel: int, layer_scale: float = 1e-6, rate: float = 0.0, deploy: bool = False
     ) -> None:
         super().__init__()
-        from timm.layers.drop import DropPath
-
         self.deploy, self.kernel = deploy, kernel
         self.mixer = _mixer(width, kernel, deploy)
         self.norm = nn.Identity() if deploy or not kernel else nn.BatchNorm2d(width)
@@ -170,7 +169,7 @@ class Block(nn.Module):
         self.project_norm = nn.Identity() if deploy else nn.BatchNorm2d(width)
         scaled = layer_scale > 0 and not deploy
         self.scale = nn.Parameter(torch.full((width,), layer_scale)) if scaled else None
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = drop_path(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.se(self.norm(self.mixer(x))).permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -266,16 +265,14 @@ class UniRepLKNet(Backbone):
         head_init_scale: float = 1.0,
         **options: Any,
     ) -> None:
-        for what, given in (("widths", widths), ("depths", depths)):
-            if len(given) != 4 or min(given, default=0) < 1:
-                raise UsageError(f"{what} are four numbers of at least 1, one a stage, not {tuple(given)}")
+        check_stages(widths=widths, depths=depths)
         if min(widths) < 4 or widths[0] % 2:
             raise UsageError(f"widths are at least 4 and the first is even, not {tuple(widths)}")
         self_kernels = _checked(kernels, tuple(depths))
         super().__init__(widths, (4, 8, 16, 32), **options)
         self.widths, self.depths, self.kernels = tuple(widths), tuple(depths), self_kernels
         self.head_init_scale = head_init_scale
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        rates = rising(drop_path_rate, depths)
         self.stem = nn.Sequential(
             *_halved(self.in_chans, widths[0] // 2), nn.GELU(), *_halved(widths[0] // 2, widths[0])
         )

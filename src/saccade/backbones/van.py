@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
-from saccade.nn.backbone import Backbone, made, named
+from saccade.nn.backbone import Backbone, check_stages, made, named
 from saccade.nn.channel_norm import ChannelNorm
+from saccade.nn.drop_path import drop_path, rising
 from saccade.nn.fuse import affine_of, fused_conv
 from saccade.ops.large_depthwise import LargeDepthwise
 from saccade.registry import recognise, register
@@ -107,13 +108,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention, whose own shortcut starts at the normalised map, and MLP; each scaled by a number a channel."""
 
-    def __init__(self, width: int, ratio: int, drop: float = 0.0, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, ratio: int, drop: float = 0.0, rate: float = 0.0) -> None:
         super().__init__()
-        from timm.layers.drop import DropPath
-
         self.norm1, self.attn = nn.BatchNorm2d(width), Attention(width)
         self.norm2, self.mlp = nn.BatchNorm2d(width), Mlp(width, ratio, drop)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = drop_path(rate)
         self.scale1 = nn.Parameter(torch.full((width,), 1e-2))
         self.scale2 = nn.Parameter(torch.full((width,), 1e-2))
 
@@ -212,12 +211,10 @@ class VAN(Backbone):
         drop_path_rate: float = 0.0,
         **options: Any,
     ) -> None:
-        for what, given in (("widths", widths), ("ratios", ratios), ("depths", depths)):
-            if len(given) != 4 or min(given, default=0) < 1:
-                raise UsageError(f"{what} are four numbers of at least 1, one a stage, not {tuple(given)}")
+        check_stages(widths=widths, ratios=ratios, depths=depths)
         super().__init__(widths, (4, 8, 16, 32), **options)
         self.widths, self.ratios, self.depths = tuple(widths), tuple(ratios), tuple(depths)
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        rates = rising(drop_path_rate, depths)
         self.stem = PatchEmbed(self.in_chans, widths[0], 7, 4)
         stages: list[nn.Module] = []
         for i, (width, ratio, depth) in enumerate(zip(widths, ratios, depths, strict=True)):

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import InputError, UsageError
 
-__all__ = ["Backbone", "NamedStages", "made", "named"]
+__all__ = ["Backbone", "NamedStages", "check_stages", "made", "named"]
 
 B = TypeVar("B", bound="Backbone")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,6 +60,7 @@ class Backbone(nn.Module):
     norm: nn.Module
     head_norm: nn.Module
     head: nn.Module
+    built_with: dict[str, Any]  # the options by which `made` made it
 
     def __init__(
         self,
@@ -305,6 +306,17 @@ class NamedStages(Backbone):
         return {"stem": rf"^(?:{stem})\.", "blocks": stage if coarse else [(rf"{stage}\.\D*(\d+)", None)]}
 
 
+def check_stages(**given: Sequence[float]) -> None:
+    """Refuse lists that do not give each of four stages a number.
+
+    Raises:
+        UsageError: another count, or a number below 1; the message names the list.
+    """
+    for what, numbers in given.items():
+        if len(numbers) != 4 or min(numbers, default=0) < 1:
+            raise UsageError(f"{what} are four numbers of at least 1, one a stage, not {tuple(numbers)}")
+
+
 def made(
     network: Callable[..., B],
     options: Mapping[str, Any],
@@ -328,6 +340,7 @@ def made(
     if out_indices is not None and not features_only:
         raise UsageError("out_indices choose maps: they go with features_only=True")
     model = network(**rest)
+    model.built_with = rest
     if not features_only:
         return model
     from timm.models._features import FeatureGetterNet

@@ -11,7 +11,7 @@ A module that has a cheaper equivalent for inference has a method ``fuse() -> nn
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,25 +43,14 @@ def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
 def fused_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """The convolution with bias that equals ``norm(conv(x))`` at inference."""
     gain, offset = affine_of(norm)
-    made = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
-    made.weight.copy_(conv.weight * gain[:, None, None, None])
-    assert made.bias is not None
-    made.bias.copy_(offset if conv.bias is None else offset + conv.bias * gain)
-    return made.train(conv.training)
+    made = copy.deepcopy(conv)
+    made.weight.mul_(gain[:, None, None, None])
+    made.bias = nn.Parameter((offset if conv.bias is None else offset + conv.bias * gain).to(conv.weight.dtype))
+    return made
 
 
 @torch.no_grad()
-def fused_linear(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
+def fused_linear(norm: Norm, linear: nn.Linear) -> nn.Linear:
     """The linear layer that equals ``linear(norm(x))`` at inference."""
     gain, offset = affine_of(norm)
     made = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
@@ -117,7 +106,7 @@ def fuse(model: M, *, inplace: bool = False) -> M:
         raise UsageError("fuse() freezes running statistics: call model.eval() first")
     if not inplace:
         model = copy.deepcopy(model)
-    return _fused(model)  # type: ignore[return-value]
+    return cast(M, _fused(model))
 
 
 def _fused(module: nn.Module) -> nn.Module:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GDFN", "MDTA", "ChannelNorm", "Downsample", "Upsample", "channel_norm"]
+from saccade.nn.channel_norm import ChannelNorm
+
+__all__ = ["EPSILON", "GDFN", "MDTA", "Downsample", "Upsample", "channel_norm"]
 
 EPSILON = 1e-5
 STRIP = 4 << 20  # bytes of the widest map of a strip of rows
@@ -30,33 +32,6 @@ def channel_norm(x: Tensor, centred: bool = True) -> Tensor:
     middle = x - x.mean(1, keepdim=True)
     deviation = (middle.square().mean(1, keepdim=True) + EPSILON).sqrt()
     return (middle if centred else x) / deviation
-
-
-class ChannelNorm(nn.Module):
-    """`channel_norm` with a weight per channel, and a bias where the mean is subtracted.
-
-    Args:
-        channels: C.
-        centred: see `channel_norm`.
-        affine: False: no weight, no bias.
-
-    Shape: (B, C, h, w) -> the same.
-    """
-
-    def __init__(self, channels: int, centred: bool = True, affine: bool = True) -> None:
-        super().__init__()
-        self.centred, self.affine = centred, affine
-        if affine:
-            self.weight = nn.Parameter(torch.ones(channels))
-            if centred:
-                self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = channel_norm(x, self.centred)
-        if not self.affine:
-            return y
-        y = y * self.weight[:, None, None]
-        return y + self.bias[:, None, None] if self.centred else y
 
 
 class Downsample(nn.Module):
@@ -224,7 +199,7 @@ def row_strips(height: int, row_bytes: int, halo: int = 0) -> Iterator[Rows]:
 
 
 def norm_last(x: Tensor, norm: ChannelNorm) -> Tensor:
-    """A centred `ChannelNorm` of a picture that has its channels last: (B, h, w, C) -> the same."""
+    """`ChannelNorm` of a picture that has its channels last: (B, h, w, C) -> the same."""
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, EPSILON)
 
 

@@ -21,6 +21,7 @@ from saccade.budget import check_budget
 from saccade.errors import UsageError
 from saccade.nn.backbone import Backbone, made
 from saccade.nn.conv_norm import ConvNorm
+from saccade.nn.drop_path import drop_path, rising
 from saccade.nn.fuse import absorb_identity, affine_of, fused_linear
 from saccade.registry import register
 
@@ -83,7 +84,7 @@ class Block(nn.Module):
         *,
         swin: bool = False,
         layer_scale: float = 0.0,
-        drop_path: float = 0.0,
+        rate: float = 0.0,
     ) -> None:
         super().__init__()
         inner = int(mlp_ratio * width)
@@ -93,11 +94,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = ((BatchNormLast(width) if swin else nn.LayerNorm(width, eps=1e-6)) for _ in "am")
         self.attn = mixer
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
-        self.drop: nn.Module = nn.Identity()
-        if drop_path:
-            from timm.layers import DropPath  # type: ignore[attr-defined]
-
-            self.drop = DropPath(drop_path)
+        self.drop = drop_path(rate)
         scales = [nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None for _ in "am"]
         self.gamma1, self.gamma2 = scales
 
@@ -115,10 +112,12 @@ class Block(nn.Module):
         if isinstance(made.pos_embed, Position):
             made.pos_embed = made.pos_embed.fuse()
         if isinstance(made.norm1, BatchNormLast) and isinstance(made.attn, BiLevelRoutingAttention | FullAttention):
-            made.attn.qkv = fused_linear(made.norm1, made.attn.qkv)  # type: ignore[arg-type]
+            made.attn.qkv = fused_linear(made.norm1, made.attn.qkv)
             made.norm1 = nn.Identity()
         if isinstance(made.norm2, BatchNormLast):
-            made.mlp[0] = fused_linear(made.norm2, made.mlp[0])  # type: ignore[arg-type]
+            expand = made.mlp[0]
+            assert isinstance(expand, nn.Linear)
+            made.mlp[0] = fused_linear(made.norm2, expand)
             made.norm2 = nn.Identity()
         return made
 
@@ -169,7 +168,7 @@ class BiFormer(Backbone):
         super().__init__(widths, [4 << i for i in range(len(widths))], **options)
         self._budget, swin = 1.0, layout == "swin"
         routing = {"soft": soft_routing, "differentiable": differentiable_routing, "learned": learned_routing}
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        rates = rising(drop_path_rate, depths)
 
         def mixer(i: int) -> nn.Module:
             place = f"stage {i + 1}"
@@ -181,8 +180,7 @@ class BiFormer(Backbone):
             return BiLevelRoutingAttention(widths[i], widths[i] // head_dim, topk[i], regions, **more)
 
         def block(i: int) -> nn.Module:
-            extras = {"swin": swin, "layer_scale": layer_scale, "drop_path": rates.pop(0)}
-            return Block(widths[i], mixer(i), mlp_ratio, **extras)
+            return Block(widths[i], mixer(i), mlp_ratio, swin=swin, layer_scale=layer_scale, rate=rates.pop(0))
 
         self.stem = _stem(self.in_chans, widths[0], swin)
         stages = [[block(0) for _ in range(depths[0])]]

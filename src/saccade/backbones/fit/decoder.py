@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.fit.layers import EPS, block_causal
-from saccade.backbones.fit.network import Interleaved
+from saccade.backbones.fit.network import Interleaved, stack
 from saccade.errors import InputError, UsageError
 from saccade.registry import register
 
@@ -96,11 +96,11 @@ class FITDecoder(Interleaved):
         z = self.start(batch).flatten(0, 1)
         mask = block_causal(groups, self.used).to(x.device)
         for i, (_, count) in enumerate(self.pattern):
-            for layer in self.x_network[i]:  # type: ignore[attr-defined]
+            for layer in stack(self.x_network, i):
                 x = layer(x, causal=True)
             if count:
                 z = self.l2x[i](z, x).unflatten(0, (batch, groups)).flatten(1, 2)
-                for layer in self.l_network[i]:  # type: ignore[attr-defined]
+                for layer in stack(self.l_network, i):
                     z = layer(z, mask)
                 z = z.unflatten(1, (groups, -1))  # (B, t, k, d)
                 if i < len(self.pattern) - 1:
@@ -139,7 +139,7 @@ class FITDecoder(Interleaved):
             raise InputError(f"this network has {self.num_groups * self.per_group} places, all are taken")
         x = (F.embedding(token, self.token_embedding) + self.x_table[at.place])[:, None]
         for i, (_, count) in enumerate(self.pattern):
-            for layer, cache in zip(self.x_network[i], at.local[i], strict=True):  # type: ignore[call-overload]
+            for layer, cache in zip(stack(self.x_network, i), at.local[i], strict=True):
                 x = layer(x, cache=cache)
             at.seen[i].append(x)
             if count and i < len(self.pattern) - 1:
@@ -156,7 +156,7 @@ class FITDecoder(Interleaved):
         for i, (_, count) in enumerate(self.pattern):
             if count:
                 z = self.l2x[i](z, torch.cat(at.seen[i], 1))
-                for layer, cache in zip(self.l_network[i], at.globals[i], strict=True):  # type: ignore[call-overload]
+                for layer, cache in zip(stack(self.l_network, i), at.globals[i], strict=True):
                     z = layer(z, cache=cache)
                 at.latents[i] = z
             at.seen[i].clear()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import UsageError
+from saccade.nn.drop_path import drop_path
 
 __all__ = ["Attention", "Cross", "FeedForward", "Layer", "block_causal", "layer_pattern", "sin_cos", "sin_cos_2d"]
 
@@ -154,16 +155,14 @@ class Layer(nn.Module):
     Args:
         width, heads, ratio: of the two.
         attends: False leaves the feed-forward alone.
-        drop_path: chance of a branch to be left out in training.
+        rate: chance of a branch to be left out in training.
     """
 
-    def __init__(self, width: int, heads: int, ratio: float, attends: bool = True, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, ratio: float, attends: bool = True, rate: float = 0.0) -> None:
         super().__init__()
-        from timm.layers.drop import DropPath
-
         self.mha = Attention(width, heads) if attends else None
         self.ffn = FeedForward(width, ratio)
-        self.drop = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop = drop_path(rate)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, cache: list[Tensor] | None = None

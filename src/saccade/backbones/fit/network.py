@@ -48,6 +48,13 @@ def table(kind: str, rows: int, columns: int, width: int) -> Tensor:
     raise UsageError(f"position tables are 'learned', 'sin_cos' or 'sin_cos2d', not {kind!r}")
 
 
+def stack(network: nn.ModuleList, i: int) -> nn.ModuleList:
+    """The layers of block ``i``."""
+    found = network[i]
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
 class Interleaved(nn.Module):
     """What encoder, denoiser and decoder share: the blocks, the latents, both tables, the dial.
 
@@ -110,14 +117,14 @@ class Interleaved(nn.Module):
                 self.register_buffer(name, found, persistent=False)
         heads, inner = min(x_num_heads, latent_num_heads), min(x_dim, latent_dim)
 
-        def stack(count: int, width: int, of: int, attends: bool = True) -> nn.ModuleList:
+        def layers_of(count: int, width: int, of: int, attends: bool = True) -> nn.ModuleList:
             return nn.ModuleList(Layer(width, of, mlp_ratio, attends, drop_path) for _ in range(count))
 
         def cross(width: int, source: int) -> Cross:
             return Cross(width, source, heads, inner, cross_ratio, normalise_source)
 
-        self.x_network = nn.ModuleList(stack(a, x_dim, x_num_heads, local_attention) for a, _ in self.pattern)
-        self.l_network = nn.ModuleList(stack(b, latent_dim, latent_num_heads) for _, b in self.pattern if b)
+        self.x_network = nn.ModuleList(layers_of(a, x_dim, x_num_heads, local_attention) for a, _ in self.pattern)
+        self.l_network = nn.ModuleList(layers_of(b, latent_dim, latent_num_heads) for _, b in self.pattern if b)
         self.l2x = nn.ModuleList(cross(latent_dim, x_dim) for _, b in self.pattern if b)
         self.x2l = nn.ModuleList(cross(x_dim, latent_dim) for _ in self.pattern[1:])
 
@@ -174,12 +181,12 @@ class Interleaved(nn.Module):
         mask = self.mask(x.device)
         x, z = x.flatten(0, 1), z.flatten(0, 1)  # groups become batch
         for i, (_, count) in enumerate(self.pattern):
-            for layer in self.x_network[i]:  # type: ignore[attr-defined]
+            for layer in stack(self.x_network, i):
                 x = layer(x)
             if count:
                 z = self.l2x[i](z, x).unflatten(0, (batch, groups)).flatten(1, 2)  # (B, t k, d)
                 z = self.condition(i, z, told)
-                for layer in self.l_network[i]:  # type: ignore[attr-defined]
+                for layer in stack(self.l_network, i):
                     z = layer(z, mask)
                 z = z.unflatten(1, (groups, -1)).flatten(0, 1)
                 if i < len(self.pattern) - 1:

@@ -85,7 +85,8 @@ def _renamed(name: str) -> str:
     for pattern, ours in _NAMES:
         name = re.sub(pattern, ours, name)
     for branch, rest in _BRANCHES:  # numbered from 1 there
-        name = branch.sub(lambda found, rest=rest: f".local.{int(found[1]) - 1}{rest}", name)  # type: ignore[misc]
+        if found := branch.search(name):
+            name = name.replace(found[0], f".local.{int(found[1]) - 1}{rest}")
     for pattern, ours in _SLOW:
         name = re.sub(pattern, ours, name)
     return name

@@ -342,9 +342,12 @@ class HyperZZW(Backbone):
             found.append(x)
             yield x
 
+    def _blocks(self) -> list[SlowFastBlock]:
+        return [stage for stage in self.stages if isinstance(stage, SlowFastBlock)]
+
     def kernels(self) -> list[Tensor]:
         """The global kernels of all blocks, (1, C_i, S, S); they depend on no input."""
-        return [stage.slow_global() for stage in self.stages]  # type: ignore[operator]
+        return [block.slow_global() for block in self._blocks()]
 
     def with_slow_neural_loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and `slow_neural_loss` of the kernels that made them: what a step of training wants."""
@@ -359,7 +362,7 @@ class HyperZZW(Backbone):
 
         The published training adds 5e-5 times this to the loss.
         """
-        layers = [m for s in self.stages for m in (s.mlp, s.bottleneck, *s.local)]  # type: ignore[misc]
+        layers = [m for b in self._blocks() for m in (b.mlp, b.bottleneck, *b.local)]
         fast = [p for m in layers for n, p in m.named_parameters() if not n.startswith("slow.")]
         planar = [m for m in self.modules() if isinstance(m, LocalKernel | GlobalKernel) and m.places.shape[1] == 2]
         slow = [p for m in planar for n, p in m.named_parameters() if n.endswith("weight")]

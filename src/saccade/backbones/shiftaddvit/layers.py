@@ -292,10 +292,10 @@ def packed_weights(model: M) -> M:
         InputError: the network has no shift layer.
     """
     made = copy.deepcopy(model).eval()
-    found = [n for n, m in made.named_modules() if isinstance(m, ShiftLinear)]
+    found = {n: m for n, m in made.named_modules() if isinstance(m, ShiftLinear)}
     if not found:
         raise InputError(f"{type(model).__name__} has no shift layers to pack")
-    for name in found:
+    for name, layer in found.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(made.get_submodule(parent), leaf, PackedShift(made.get_submodule(name)))  # type: ignore[arg-type]
+        setattr(made.get_submodule(parent), leaf, PackedShift(layer))
     return made

@@ -23,8 +23,9 @@ from saccade.backbones.shiftaddvit.layers import LATENCIES, Kind, MoELinear, Shi
 from saccade.budget import check_budget
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
-from saccade.nn.backbone import Backbone, made, named
+from saccade.nn.backbone import Backbone, check_stages, made, named
 from saccade.nn.channel_norm import ChannelNorm
+from saccade.nn.drop_path import drop_path, rising
 from saccade.registry import recognise, register
 
 __all__ = ["VARIANTS", "ShiftAddViT", "convert", "fit_hashes", "from_official", "from_timm"]
@@ -64,13 +65,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on a map."""
 
-    def __init__(self, width: int, attention: Attention, mlp: Mlp, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, attention: Attention, mlp: Mlp, rate: float = 0.0) -> None:
         super().__init__()
-        from timm.layers.drop import DropPath
-
         self.norm1, self.attn = nn.LayerNorm(width, 1e-6), attention
         self.norm2, self.mlp = nn.LayerNorm(width, 1e-6), mlp
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = drop_path(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
@@ -98,7 +97,7 @@ class ShiftAddViT(Backbone):
         sr_ratios: strides of the keys' map, for ``"reduced"`` alone.
         latencies: of a multiplying and a shifting layer, up to a factor, for the balance loss.
         compat: ``"official"`` takes binary codes over the whole batch.
-        drop_path: of the last block; it rises linearly from 0.
+        drop_path_rate: of the last block; it rises linearly from 0.
         options: ``num_classes``, ``in_chans``, ``drop_rate``, ``global_pool`` (`Backbone`).
 
     Shape: (B, 3, H, W) -> (B, num_classes); maps at strides 4, 8, 16, 32. Sides of at least 32 pixels.
@@ -124,12 +123,10 @@ class ShiftAddViT(Backbone):
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         latencies: Sequence[float] = LATENCIES,
         compat: str = "",
-        drop_path: float = 0.0,
+        drop_path_rate: float = 0.0,
         **options: Any,
     ) -> None:
-        for what, given in (("widths", widths), ("depths", depths), ("heads", heads), ("mlp_ratios", mlp_ratios)):
-            if len(given) != 4 or min(given, default=0) < 1:
-                raise UsageError(f"{what} are four numbers of at least 1, one a stage, not {tuple(given)}")
+        check_stages(widths=widths, depths=depths, heads=heads, mlp_ratios=mlp_ratios)
         if attention not in ("reduced", "softmax", "binary", "hash"):
             raise UsageError(f"attention is 'hash', 'binary', 'softmax' or 'reduced', not {attention!r}")
         if compat not in ("", "official"):
@@ -165,7 +162,7 @@ class ShiftAddViT(Backbone):
                 return HashAttention(widths[i], heads[i], linear=linears, **code)
             return SoftmaxAttention(widths[i], heads[i], sr_ratios[i] if attention == "reduced" else 1, linears)
 
-        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
+        rates = rising(drop_path_rate, depths)
         self.stem = PatchEmbed(self.in_chans, widths[0], 7, 4)
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
@@ -257,7 +254,7 @@ def convert(model: ShiftAddViT, **steps: Any) -> ShiftAddViT:
     options = {**told, **steps}
     made = ShiftAddViT(**options)
     if hasattr(model, "saccade_name"):
-        made.saccade_name, made.saccade_options = "shiftaddvit", options  # type: ignore[assignment]
+        vars(made).update(saccade_name="shiftaddvit", saccade_options=options)
     theirs = dict(model.named_modules())
     for name, module in made.named_modules():
         source = theirs.get(name)

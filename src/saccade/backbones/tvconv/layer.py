@@ -117,7 +117,7 @@ class TVConv(nn.Module):
             )
 
     @torch.no_grad()
-    def fuse(self) -> nn.Module:
+    def fuse(self) -> BakedTVConv:
         """The kernels alone, bias included.
 
         Raises:
@@ -138,7 +138,7 @@ def _generating(inputs: int, outputs: int, size: tuple[int, int]) -> nn.Sequenti
 class TVConvNorm(nn.Module):
     """A TVConv, batch norm, and the activation if there is one; one `BakedTVConv` and the activation when fused."""
 
-    def __init__(self, conv: nn.Module, channels: int, act: nn.Module | None = None) -> None:
+    def __init__(self, conv: TVConv | BakedTVConv, channels: int, act: nn.Module | None = None) -> None:
         super().__init__()
         self.conv, self.bn = conv, nn.BatchNorm2d(channels)
         self.act = act if act is not None else nn.Identity()
@@ -152,6 +152,6 @@ class TVConvNorm(nn.Module):
         """Gains go into the kernels, offsets into the bias."""
         baked = self.conv.fuse() if isinstance(self.conv, TVConv) else self.conv
         gain, offset = (t[:, None, None] for t in affine_of(self.bn))
-        bias = offset[None] if baked.bias is None else offset + baked.bias * gain  # type: ignore[operator]
-        conv = BakedTVConv(baked.weight * gain, bias, int(baked.stride))  # type: ignore[operator,arg-type]
+        bias = offset[None] if baked.bias is None else offset + baked.bias * gain
+        conv = BakedTVConv(baked.weight * gain, bias, baked.stride)
         return conv if isinstance(self.act, nn.Identity) else nn.Sequential(conv, self.act)

@@ -209,13 +209,13 @@ class TVShuffleNetV2(FaceNetwork):
         self.widths, self.depths = widths, depths
         conv = ConvNorm(self.in_chans, widths[0], 3, act=nn.ReLU(inplace=True))
         self.stem = nn.Sequential(conv, nn.MaxPool2d(3, 2, 1))
-        size, stages = output_size(self.img_size, self.img_size, 2), []
+        size, stages = output_size(self.img_size, self.img_size, 2), list[list[nn.Module]]()
         for inputs, outputs, depth in zip(widths, widths[1:-1], depths, strict=False):
             size = output_size(*size, 2)
             first = ShuffleUnit(inputs, outputs, 2, size, self.depthwise)
             rest = [ShuffleUnit(outputs, outputs, 1, size, self.depthwise) for _ in range(depth - 1)]
             stages.append([first, *rest])
-        stages[-1].append(ConvNorm(widths[-2], widths[-1], act=nn.ReLU(inplace=True)))  # type: ignore[arg-type]
+        stages[-1].append(ConvNorm(widths[-2], widths[-1], act=nn.ReLU(inplace=True)))
         self.stages = nn.ModuleList(nn.Sequential(*layers) for layers in stages)
         self.begin()
 

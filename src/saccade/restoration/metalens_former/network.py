@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import InputError, UsageError
-from saccade.nn.restormer import GDFN, MDTA, ChannelNorm, Downsample, Upsample, highpass, norm_last, row_strips
+from saccade.nn.channel_norm import ChannelNorm
+from saccade.nn.restormer import EPSILON, GDFN, MDTA, Downsample, Upsample, highpass, norm_last, row_strips
 from saccade.restoration.metalens_former.optics import Compat
 
 __all__ = ["MAFG", "STAF", "ACFormer", "OverlappingAttention"]
@@ -196,7 +197,7 @@ class STAF(nn.Module):
         self.per_pixel = per_pixel
         self.spatial_attn = OverlappingAttention(dim, spatial_heads, head_dim, window, 0.5, bias, query_size)
         self.channel_attn = MDTA(dim, channel_heads, bias, query_size)
-        self.norm1, self.norm2, self.norm3, self.norm4 = (ChannelNorm(dim) for _ in range(4))
+        self.norm1, self.norm2, self.norm3, self.norm4 = (ChannelNorm(dim, EPSILON) for _ in range(4))
         self.spatial_ffn, self.channel_ffn = GDFN(dim, expansion, bias), GDFN(dim, expansion, bias)
         self.fusion = nn.Sequential(nn.Conv2d(2 * dim, dim, 1, bias=bias), nn.GELU(), nn.Conv2d(dim, dim, 1, bias=bias))
 
