@@ -10,12 +10,13 @@ import torch
 import zoo
 from torch import nn
 
-from saccade.backbones.resnet_rs import FAMILY, ResNetRS, TrainingRecipe, advise, from_timm, largest_within
+from saccade.backbones.resnet_rs import FAMILY, ResNetRS, advise, from_timm, largest_within
 from saccade.checkpoint import fit
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.nn.fuse import fuse
 from saccade.registry import create, entry
+from saccade.training.classification import Options
 
 MILLIONS = {50: 35.69, 101: 63.62, 152: 86.62, 200: 93.21, 270: 129.86, 350: 163.96, 420: 191.89}
 
@@ -95,73 +96,31 @@ def test_a_start_is_as_published() -> None:
     assert not block.bn3.weight.any()
 
 
-def test_recipes_are_the_published_ones() -> None:
-    recipe = TrainingRecipe.of("resnetrs350", 320)
-    assert (recipe.dropout, recipe.drop_path, recipe.augment_magnitude, recipe.size) == (0.4, 0.1, 15, 320)
-    assert TrainingRecipe.of("resnetrs50").options() == {"drop_rate": 0.25, "drop_path_rate": 0.0}
-    steps = 109_475
-    rates = [recipe.learning_rate(s, steps) for s in range(steps)]
-    warmup = round(steps * 5 / 350)
-    assert max(rates) == pytest.approx(1.6, rel=1e-3)
-    assert rates[warmup // 2] == pytest.approx(0.8, rel=1e-2)
-    assert rates[(steps + warmup) // 2] == pytest.approx(0.8, rel=1e-2)
-    assert rates[-1] < 1e-6
-    assert create("resnetrs50", weights=None, **recipe.options()).drop_rate == 0.4
-
-
-def test_decay_skips_norms_and_biases_and_statistics_are_averaged() -> None:
-    model, recipe = zoo.SMALL["resnet_rs"].make().train(), TrainingRecipe(average=0.5)
-    optimiser = recipe.optimiser(model)
-    decayed, free = (g["params"] for g in optimiser.param_groups)
-    assert [g["weight_decay"] for g in optimiser.param_groups] == [4e-5, 0.0]
-    names = {id(p): n for n, p in model.named_parameters()}
-    assert all("bn" not in names[id(p)] and not names[id(p)].endswith("bias") for p in decayed)
-    assert len(decayed) + len(free) == len(names)
-    averaged = recipe.averaged(model)
-    averaged.update_parameters(model)
-    before = [t.clone() for t in (model.bn1.running_mean, model.fc.weight.detach())]
-    model(zoo.SMALL["resnet_rs"].picture(4)).square().mean().backward()
-    optimiser.step()
-    averaged.update_parameters(model)
-    after = (model.bn1.running_mean, model.fc.weight.detach())
-    for old, new, mean in zip(
-        before, after, (averaged.module.bn1.running_mean, averaged.module.fc.weight), strict=True
-    ):
-        assert not torch.equal(old, new)
-        torch.testing.assert_close(mean.detach(), (old + new) / 2)
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("resnetrs50", (160, 10, 0.25, 0.0)),
+        ("resnetrs101", (192, 15, 0.25, 0.0)),
+        ("resnetrs200", (256, 15, 0.25, 0.1)),
+        ("resnetrs420", (320, 15, 0.4, 0.1)),
+    ],
+)
+def test_recipes_are_the_published_ones(name: str, wanted: tuple[float, ...]) -> None:
+    options = Options.of_recipe("resnet_rs", model=name, data="", out="")
+    assert (options.patch, options.magnitude, options.drop, options.drop_path) == wanted
+    assert (options.optimiser, options.weight_decay, options.smoothing, options.ema) == ("sgd", 4e-5, 0.1, 0.9999)
+    assert options.rate * 256 / options.batch == pytest.approx(0.1)
+    assert Options.of_recipe("resnet_rs", model=name, data="", out="", drop=0.1, patch=224).drop == 0.1
 
 
 def test_norms_keep_the_last_batch_alone() -> None:
-    model, recipe = zoo.SMALL["resnet_rs"].make().train(), TrainingRecipe()
-    recipe.optimiser(model)
+    model = zoo.SMALL["resnet_rs"].make().train()
+    Options.of_recipe("resnet_rs", model="resnetrs50", data="", out="").prepare(model)
     x = zoo.SMALL["resnet_rs"].picture(4)
     with torch.no_grad():
         stem = model.conv1(x)
         model.bn1(stem)
     torch.testing.assert_close(model.bn1.running_mean, stem.mean((0, 2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"rate": -0.1}, "rate -0.1"),
-        ({"weight_decay": -1e-4}, "weight decay"),
-        ({"average": 1.0}, "average"),
-        ({"average": 0.0}, "average"),
-        ({"epochs": 3, "warmup_epochs": 5}, "shorter than the warm-up"),
-        ({"dropout": -0.1}, "dropout"),
-        ({"drop_path": 1.0}, "drop_path"),
-        ({"batch": 0}, "at least 1"),
-    ],
-)
-def test_impossible_recipes_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        TrainingRecipe(**options)
-
-
-def test_unknown_members_have_no_recipe() -> None:
-    with pytest.raises(UsageError, match=r"resnetrs350 at 320"):
-        TrainingRecipe.of("resnetrs350", 224)
 
 
 def test_the_rules() -> None:

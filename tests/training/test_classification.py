@@ -16,6 +16,7 @@ from saccade.checkpoint import read_header
 from saccade.data.shapes import shapes
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.training.classification import RECIPES, Mixed, Options, mix, train
+from saccade.training.trainer import Average
 
 TINY = {"widths": (16, 24, 32), "depths": (1, 1, 1), "partial": (0, 8, 8)}
 
@@ -134,6 +135,20 @@ def test_recipes_run_and_own_values_win(options: Options, recipe: str) -> None:
     assert train(made, say=lambda _: None).is_file()
 
 
+def test_pictures_are_as_large_as_the_network_was_published_for() -> None:
+    assert Options.of_recipe("plain", model="shvit_s4", data="", out="").patch == 256
+    assert Options.of_recipe("plain", model="shvit_s1", data="", out="").patch == 224
+    assert Options.of_recipe("plain", model="shvit_s4", data="", out="", patch=128).patch == 128
+
+
+def test_statistics_are_averaged_as_weights_are() -> None:
+    model = torch.nn.BatchNorm2d(2)
+    average = Average(model, 0.9)
+    model.running_mean += 1
+    average.update(model, 0)  # (1 + 0) / (10 + 0): early steps count less
+    torch.testing.assert_close(average.values["running_mean"], torch.full((2,), 0.9))
+
+
 def test_it_learns_red_from_blue(options: Options, tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
     for name, channel in (("blue", 2), ("red", 0)):
@@ -162,6 +177,7 @@ def test_it_starts_from_weights_of_other_classes(options: Options, tmp_path: Pat
     [
         ({"smoothing": 1.0}, "--smoothing"),
         ({"mixup": -1.0}, "--mixup"),
+        ({"norm_momentum": 2.0}, "norm_momentum"),
         ({"magnitude": 31}, "--magnitude"),
         ({"model": "sesr_m5"}, "not for classification"),
         ({"data": "nowhere"}, "nowhere"),

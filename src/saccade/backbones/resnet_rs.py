@@ -9,8 +9,9 @@ Bello et al., "Revisiting ResNets: Improved Training and Scaling Strategies", Ne
 
 The network is timm's ResNet, configured; its key names stay, so timm's weights load as they are. What timm does not
 have is here: drop path by group (0.4, 0.6, 0.8 and 1 times the rate, as in the published code; timm's rises block by
-block), squeeze widths that are cut off instead of rounded to multiples of 8, fusing, and the paper's second product:
-`TrainingRecipe` (what to train a member of the family with) and `advise` (what to scale next).
+block), squeeze widths that are cut off instead of rounded to multiples of 8, fusing, and the paper's rules: `advise`
+(what to scale next). The paper's training is the recipe ``resnet_rs`` of `saccade.training.classification`; what it
+changes from member to member stands with their names, below (the 350 trained at 320 px has a dropout of 0.4).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Any
 import torch
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
@@ -35,7 +35,7 @@ from saccade.nn.drop_path import drop_path
 from saccade.nn.fuse import folded, fused_conv
 from saccade.registry import recognise, register
 
-__all__ = ["FAMILY", "Advice", "Member", "ResNetRS", "TrainingRecipe", "advise", "largest_within"]
+__all__ = ["FAMILY", "Advice", "Member", "ResNetRS", "advise", "largest_within"]
 
 DEPTHS = {
     50: (3, 4, 6, 3),
@@ -222,7 +222,7 @@ def scaled_widths(channels: Iterable[int], width: float) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The recipe and the rules
+# The family and the rules
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Member:
@@ -233,29 +233,23 @@ class Member:
         size: side of the pictures that it is trained on and used at, pixels.
         gmacs: at that size (the paper's FLOPs are twice as many).
         top1: of the published weights on ImageNet, percent; None where the table has none for this size.
-        magnitude: of RandAugment.
-        drop_path: r of the groups' rates.
-        dropout: before the classifier.
     """
 
     name: str
     size: int
     gmacs: float
     top1: float | None
-    magnitude: int
-    drop_path: float = 0.0
-    dropout: float = 0.25
 
 
 FAMILY = (
-    Member("resnetrs50", 160, 2.28, 78.8, 10),
-    Member("resnetrs101", 192, 6.01, 81.2, 15),
-    Member("resnetrs152", 256, 15.5, 83.0, 15),
-    Member("resnetrs200", 256, 20.1, 83.4, 15, 0.1),
-    Member("resnetrs270", 256, 27.0, 83.8, 15, 0.1),
-    Member("resnetrs350", 256, 34.4, 84.0, 15, 0.1),
-    Member("resnetrs350", 320, 53.7, 84.2, 15, 0.1, 0.4),
-    Member("resnetrs420", 320, 63.9, 84.4, 15, 0.1, 0.4),
+    Member("resnetrs50", 160, 2.28, 78.8),
+    Member("resnetrs101", 192, 6.01, 81.2),
+    Member("resnetrs152", 256, 15.5, 83.0),
+    Member("resnetrs200", 256, 20.1, 83.4),
+    Member("resnetrs270", 256, 27.0, 83.8),
+    Member("resnetrs350", 256, 34.4, 84.0),
+    Member("resnetrs350", 320, 53.7, 84.2),
+    Member("resnetrs420", 320, 63.9, 84.4),
 )
 
 
@@ -269,106 +263,6 @@ def largest_within(gmacs: float) -> Member:
     if not fitting:
         raise UsageError(f"the smallest, {FAMILY[0].name} at {FAMILY[0].size} px, takes {FAMILY[0].gmacs} GMACs")
     return fitting[-1]
-
-
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """How the family was trained (section 4 and the published configurations); defaults are ImageNet's.
-
-    Attributes:
-        size: side of the training pictures, pixels.
-        epochs, warmup_epochs: in all, and of the linear warm-up that they begin with; half a cosine follows.
-        batch: pictures a step.
-        rate: peak learning rate for 256 pictures a step; proportional to the batch.
-        momentum: of SGD.
-        weight_decay: of kernels and matrices; norms and biases have none.
-        label_smoothing: share of the uniform distribution in the target.
-        average: decay of the moving average of weights and of batch norms' statistics.
-        norm_momentum: of the batch norms, torch's convention. 1 keeps the last batch's statistics: `average` does the
-            averaging.
-        augment_layers, augment_magnitude: of RandAugment.
-        drop_path: r of the groups' rates.
-        dropout: before the classifier.
-
-    Raises:
-        UsageError: (a ValueError) negative rates, shares outside [0, 1), an average outside (0, 1), epochs shorter than
-            the warm-up.
-    """
-
-    size: int = 256
-    epochs: int = 350
-    warmup_epochs: int = 5
-    batch: int = 4096
-    rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 4e-5
-    label_smoothing: float = 0.1
-    average: float = 0.9999
-    norm_momentum: float = 1.0
-    augment_layers: int = 2
-    augment_magnitude: int = 15
-    drop_path: float = 0.0
-    dropout: float = 0.25
-
-    def __post_init__(self) -> None:
-        if min(self.size, self.batch, self.epochs) < 1 or self.warmup_epochs < 0 or self.augment_layers < 0:
-            raise UsageError("size, batch and epochs are at least 1, counts are not negative")
-        if self.epochs < self.warmup_epochs:
-            raise UsageError(f"{self.epochs} epochs are shorter than the warm-up of {self.warmup_epochs}")
-        if not self.rate > 0 or not self.weight_decay >= 0 or not self.augment_magnitude >= 0:
-            raise UsageError(f"rate {self.rate} and weight decay {self.weight_decay} are not to be negative")
-        for name in ("momentum", "label_smoothing", "drop_path", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} lies in [0, 1), not {getattr(self, name)}")
-        if not 0 < self.average < 1 or not 0 < self.norm_momentum <= 1:
-            raise UsageError(f"average lies in (0, 1), norm_momentum in (0, 1]: {self.average}, {self.norm_momentum}")
-
-    @classmethod
-    def of(cls, name: str, size: int | None = None) -> TrainingRecipe:
-        """The published recipe of a member.
-
-        Args:
-            name: registered, e.g. ``resnetrs200``.
-            size: where it was trained at more than one.
-
-        Raises:
-            UsageError: no such member.
-        """
-        found = [m for m in FAMILY if m.name == name and size in (None, m.size)]
-        if not found:
-            known = ", ".join(f"{m.name} at {m.size}" for m in FAMILY)
-            raise UsageError(f"no recipe for {name}{'' if size is None else f' at {size} px'}; there are {known}")
-        m = found[0]
-        return cls(m.size, augment_magnitude=m.magnitude, drop_path=m.drop_path, dropout=m.dropout)
-
-    def options(self) -> dict[str, float]:
-        """What `saccade.create` takes of it."""
-        return {"drop_rate": self.dropout, "drop_path_rate": self.drop_path}
-
-    def learning_rate(self, step: int, steps: int) -> float:
-        """Of step ``step`` of ``steps``: linear warm-up, then half a cosine to 0."""
-        peak = self.rate * self.batch / 256
-        warmup = steps * self.warmup_epochs / self.epochs
-        if step < warmup:
-            return peak * (step + 1) / max(warmup, 1)
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Kernels and matrices with weight decay, vectors (norms and biases) without."""
-        kernels = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-        return [{"params": kernels, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD on `parameter_groups`; sets the batch norms' momentum."""
-        for m in model.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                m.momentum = self.norm_momentum
-        return torch.optim.SGD(self.parameter_groups(model), lr=self.learning_rate(0, 10**9), momentum=self.momentum)
-
-    def averaged(self, model: nn.Module) -> AveragedModel:
-        """A moving average of weights and statistics: ``update_parameters(model)`` after every step."""
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.average), use_buffers=True)
 
 
 SIZES = (128, 160, 192, 224, 256, 320)
@@ -432,12 +326,36 @@ VARIANTS: dict[str, dict[str, Any]] = {f"resnetrs{depth}": {"depth": depth} for 
     task="classification",
     variants={
         "resnetrs50": {"size": 160, "about": "ResNet-RS-50: 35.7 M parameters, 2.3 G MACs at 160 px"},
-        "resnetrs101": {"size": 192, "about": "ResNet-RS-101: 63.6 M parameters, 6.0 G MACs at 192 px"},
-        "resnetrs152": {"size": 256, "about": "ResNet-RS-152: 86.6 M parameters, 15.5 G MACs at 256 px"},
-        "resnetrs200": {"size": 256, "about": "ResNet-RS-200: 93.2 M parameters, 20.1 G MACs at 256 px"},
-        "resnetrs270": {"size": 256, "about": "ResNet-RS-270: 129.9 M parameters, 27.0 G MACs at 256 px"},
-        "resnetrs350": {"size": 256, "about": "ResNet-RS-350: 164.0 M parameters, 34.4 G MACs at 256 px"},
-        "resnetrs420": {"size": 320, "about": "ResNet-RS-420: 191.9 M parameters, 63.9 G MACs at 320 px"},
+        "resnetrs101": {
+            "size": 192,
+            "about": "ResNet-RS-101: 63.6 M parameters, 6.0 G MACs at 192 px",
+            "recipes": {"resnet_rs": {"magnitude": 15}},
+        },
+        "resnetrs152": {
+            "size": 256,
+            "about": "ResNet-RS-152: 86.6 M parameters, 15.5 G MACs at 256 px",
+            "recipes": {"resnet_rs": {"magnitude": 15}},
+        },
+        "resnetrs200": {
+            "size": 256,
+            "about": "ResNet-RS-200: 93.2 M parameters, 20.1 G MACs at 256 px",
+            "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1}},
+        },
+        "resnetrs270": {
+            "size": 256,
+            "about": "ResNet-RS-270: 129.9 M parameters, 27.0 G MACs at 256 px",
+            "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1}},
+        },
+        "resnetrs350": {
+            "size": 256,
+            "about": "ResNet-RS-350: 164.0 M parameters, 34.4 G MACs at 256 px",
+            "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1}},
+        },
+        "resnetrs420": {
+            "size": 320,
+            "about": "ResNet-RS-420: 191.9 M parameters, 63.9 G MACs at 320 px",
+            "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1, "drop": 0.4}},
+        },
     },
 )
 def resnetrs(variant: str = "", /, **options: Any) -> nn.Module:

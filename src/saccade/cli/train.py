@@ -179,7 +179,9 @@ def classify(
     validate: Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")] = None,
     steps: Steps = 20_000,
     batch: Annotated[int, typer.Option(help="Pictures a step and device.")] = 64,
-    patch: Annotated[int, typer.Option("--size", help="Side of the pictures, pixels.")] = 224,
+    patch: Annotated[
+        int | None, typer.Option("--size", help="Side of the pictures, pixels.  [default: the network's]")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: the recipe's]")] = None,
     warmup: Warmup = 300,
     optimiser: Annotated[str | None, typer.Option(help="adamw, sgd, adam, muon.  [default: the recipe's]")] = None,
@@ -193,7 +195,9 @@ def classify(
     cutmix: Annotated[float | None, typer.Option(help="Of its Beta; 0: none.  [default: the recipe's]")] = None,
     smoothing: Annotated[float | None, typer.Option(help="Of the labels.  [default: the recipe's]")] = None,
     drop: Annotated[float | None, typer.Option(help="Before the classifier.  [default: the recipe's]")] = None,
-    drop_path: Annotated[float, typer.Option(help="Stochastic depth, where the network has it.")] = 0.0,
+    drop_path: Annotated[
+        float | None, typer.Option(help="Stochastic depth, where the network has it.  [default: the recipe's]")
+    ] = None,
     start: Annotated[Path | None, typer.Option(help="Weights to start from, also of other classes.")] = None,
     precision: Precision = "32-true",
     validate_every: ValidateEvery = 1_000,

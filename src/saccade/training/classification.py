@@ -21,18 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from saccade import registry
 from saccade.data.labelled import Labelled, labelled
 from saccade.errors import InputError, UsageError
 from saccade.training import trainer
 
-__all__ = ["RECIPES", "Mixed", "Options", "top1", "train"]
+__all__ = ["RECIPES", "Mixed", "Options", "prepared_batches", "top1", "train"]
 
 _PLAIN = {"operations": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 #: what a recipe changes of `Options`; the user's own values win. Rates are for batches of 64: scale them with yours
 RECIPES: dict[str, dict[str, Any]] = {
     "modern": {},
     "plain": {**_PLAIN, "smoothing": 0.0},  # for small sets and for comparisons
-    # Bello et al., arXiv:2103.07579, section 4: SGD at 0.1 per 256 pictures, no mixing, small decay, long average
+    # Bello et al., arXiv:2103.07579, section 4: SGD at 0.1 per 256 pictures, no mixing, small decay, long average of
+    # weights and of the norms' statistics, which are those of the last batch alone
     "resnet_rs": {
         **_PLAIN,
         "optimiser": "sgd",
@@ -42,6 +44,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "operations": 2,
         "magnitude": 10,
         "drop": 0.25,
+        "norm_momentum": 1.0,
     },
     # Dollar et al., arXiv:2103.06877: SGD at 0.1 per 128 pictures, half a cosine, nothing else
     "fast_scaling": {
@@ -67,6 +70,7 @@ class Options(trainer.Options):
         mixup, cutmix: parameters of their Beta distributions; 0 for none, with both one is drawn at each step.
         smoothing: of the labels.
         drop, drop_path: dropout before the classifier, stochastic depth.
+        norm_momentum: share of the present batch in the batch norms' statistics; 0 leaves the network's own.
         workers: processes that decode; 0 decodes in the training process.
     """
 
@@ -87,18 +91,25 @@ class Options(trainer.Options):
     smoothing: float = 0.1
     drop: float = 0.0
     drop_path: float = 0.0
+    norm_momentum: float = 0.0
     workers: int = 2
 
     @classmethod
     def of_recipe(cls, recipe: str, **given: Any) -> Options:
-        """A recipe with the user's own values; what is None is the recipe's.
+        """A recipe with the user's own values; what is None is the network's own (its size), or the recipe's.
+
+        A network's registration may hold what a recipe changes for it alone (``recipes={name: {...}}``), as the
+        larger ResNet-RS take stronger augmentation.
 
         Raises:
-            UsageError: no such recipe.
+            UsageError: no such recipe or network.
         """
         if recipe not in RECIPES:
             raise UsageError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
-        return cls(**{**RECIPES[recipe], **{k: v for k, v in given.items() if v is not None}})
+        facts = registry.entry(given["model"]).facts
+        own = {"patch": facts["size"]} if "size" in facts else {}
+        own |= facts.get("recipes", {}).get(recipe, {})
+        return cls(**{**RECIPES[recipe], **own, **{k: v for k, v in given.items() if v is not None}})
 
     def check_values(self) -> None:
         super().check_values()
@@ -108,6 +119,8 @@ class Options(trainer.Options):
         for name in ("mixup", "cutmix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"--{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.norm_momentum <= 1:
+            raise UsageError(f"norm_momentum lies in [0, 1], not {self.norm_momentum}")
         if not 0 <= self.magnitude <= 30 or self.operations < 0 or self.workers < 0:
             raise UsageError("--magnitude lies between 0 and 30, --operations and --workers are not negative")
 
@@ -127,6 +140,11 @@ class Options(trainer.Options):
     def created(self) -> dict[str, Any]:
         dropped = {"drop_rate": self.drop, "drop_path_rate": self.drop_path}
         return {"num_classes": len(_read(self.data).classes)} | {k: v for k, v in dropped.items() if v}
+
+    def prepare(self, model: nn.Module) -> None:
+        for module in model.modules() if self.norm_momentum else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = self.norm_momentum
 
     def examples(self, pictures: Sequence[Any], model: nn.Module) -> Mixed:
         return Mixed(pictures, self, model)
@@ -186,6 +204,13 @@ class _Prepared(Dataset[Any]):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         source, number = self.pictures[i]
         return self.transform(source.read(number, 2 * self.side)), source.labels[number]
+
+
+def prepared_batches(
+    pictures: Sequence[tuple[Labelled, int]], side: int, model: nn.Module, size: int = 64
+) -> list[tuple[Tensor, Tensor]]:
+    """Pictures as networks are measured on them, (size, 3, side, side) standardised, with labels; kept in memory."""
+    return list(DataLoader(_Prepared(pictures, side, model), batch_size=size))
 
 
 class _Augmented(Dataset[Any]):

@@ -150,6 +150,9 @@ class Options:
         of_phase = getattr(model, "phase_parameters", None)
         return [{"params": list(of_phase(self.phase)) if of_phase else [*filter(_learns, model.parameters())]}]
 
+    def prepare(self, model: nn.Module) -> None:
+        """Change what the network does in training alone; its weights and options stay."""
+
     def metadata(self) -> dict[str, str]:
         """What the file of weights tells beside the network."""
         return {}
@@ -394,6 +397,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         raw = registry.create(options.model, weights=None, **_model_options(options)).train()
+    options.prepare(raw)
     is_luma = getattr(raw, "colour", "rgb") == "luma"
     crops, measure = options.examples(pictures, raw), options.measurer(held, raw)
     if options.start and kept is None:
