@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from saccade.bench.harness import Contender, Result, Row, compare, measure
 from saccade.ops.resize import resize, resize_array
 from saccade.ops.resize.naive import resize_naive
-from saccade.reproduce.training import on_threads
+from saccade.runtime.threads import on_threads
 
 SCALES = {"/2": 1 / 2, "/3": 1 / 3, "/4": 1 / 4, "x2": 2.0, "x3": 3.0, "x0.6": 0.6}
 OURS, ARRAY = "resize", "resize_array (rows, no torch)"

@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -23,6 +22,7 @@ from saccade.cost import cost
 from saccade.errors import InputError, UnavailableError, UsageError
 from saccade.ops import selective_scan as module
 from saccade.ops.selective_scan import Operands, chunked, scan_tokens, selective_scan
+from saccade.runtime.threads import on_threads
 
 #: (batch, groups, channels a group, states, length)
 SHAPES = [(1, 1, 1, 1, 1), (2, 4, 6, 8, 33), (2, 2, 3, 4, 100), (1, 2, 3, 4, 31), (3, 1, 5, 2, 2), (1, 1, 40, 16, 65)]
@@ -71,17 +71,6 @@ def assert_equal(found: list[Tensor], truth: list[Tensor], close: float) -> None
         torch.testing.assert_close(one, other, atol=close * float(other.abs().max().clamp(min=1)), rtol=0)
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """PyTorch on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -107,7 +96,7 @@ def test_the_compiled_path_is_the_loop_forward_and_backward(
         monkeypatch.setattr(compiled, "ALONE", alone)
         for dtype, close in ((torch.float64, 1e-11), (torch.float32, 2e-5)):
             x = draw(shape, dtype)
-            with threads(3):
+            with on_threads(3):
                 found = results(x, reverse=reverse, path=path)
             assert_equal(found, results(x, reverse=reverse, path="naive"), close)
 
@@ -457,7 +446,7 @@ def loop_over(path: str, backward: bool) -> float:
     """Seconds of the sequential loop over those of a path, one thread, L = 4096, 192 channels."""
     x = draw((1, 4, 48, 16, 4096), torch.float32)
     taken = []
-    with threads(1):
+    with on_threads(1):
         for one in ("naive", path):
             if backward:
                 leaves = {name: value.clone().requires_grad_() for name, value in x.items()}

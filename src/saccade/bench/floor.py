@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from saccade.runtime.threads import on_threads
+
 __all__ = ["Floor", "measure_floor"]
 
 
@@ -39,17 +41,13 @@ def measure_floor(threads: int, *, side: int = 3072, megabytes: int = 256, repea
     """Measure the peaks: the best of ``repeats`` products of ``side`` x ``side`` matrices, and of as many copies."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         a = torch.ones(side, side)
         out = torch.empty(side, side)
         product = _best(lambda: torch.mm(a, a, out=out), repeats)
         source = torch.ones(megabytes << 18)  # float32
         target = torch.empty_like(source)
         copy = _best(lambda: target.copy_(source), repeats)
-    finally:
-        torch.set_num_threads(before)
     return Floor(threads, side**3 / product, 2.0 * source.nbytes / copy)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from saccade.runtime.threads import on_threads
+
 __all__ = ["onnxruntime", "opencv", "openvino", "torch_threads"]
 
 
@@ -21,13 +23,8 @@ def torch_threads(count: int) -> Iterator[None]:
     """PyTorch on ``count`` threads, without gradients."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with on_threads(count), torch.inference_mode():
+        yield
 
 
 def onnxruntime(graph: Path, given: np.ndarray, threads: int) -> Callable[[], Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from saccade.data.pairs import CropPairs
 from saccade.progress import bar
+from saccade.runtime.threads import on_threads
 from saccade.training.super_resolution import validation_psnr
 from saccade.training.trainer import learning_rate
 
 __all__ = ["Bicubic", "medians", "on_threads", "psnr", "seeded", "train"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Bicubic(nn.Module):
@@ -35,7 +38,7 @@ class Bicubic(nn.Module):
         return resize(x, self.scale)
 
 
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(make: Callable[[], M], seed: int) -> M:
     """A network whose start depends on ``seed`` alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -81,17 +84,6 @@ def psnr(model: nn.Module, sets: Mapping[str, Sequence[Path]], scale: int) -> di
     return {
         name: validation_psnr(model, CropPairs(files, scale, 1, luma=luma), phase=1) for name, files in sets.items()
     }
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Torch on this many threads of the processor inside, on as many as before outside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def medians(

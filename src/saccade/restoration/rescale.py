@@ -33,6 +33,7 @@ from saccade.io.png import add_text, read_text
 from saccade.restoration.iarn import IARN
 from saccade.restoration.iarn.phases import Window, maps, window
 from saccade.runtime.stream import QUEUED, RESIDENT, give_blocks_back
+from saccade.runtime.threads import on_threads
 
 __all__ = ["KEYWORD", "Enlarger", "Note", "Report", "Shrinker", "enlarge", "parse_note", "shrink"]
 
@@ -200,14 +201,8 @@ class Rescaler:
     def _run(self, task: Callable[[Tensor, Window], Tensor], given: np.ndarray, where: Window) -> np.ndarray:
         """One tile: (h, w, 3) in [0, 1] -> the same of the other size."""
         x = torch.from_numpy(np.ascontiguousarray(given.transpose(2, 0, 1)))[None].to(self.device)
-        before = torch.get_num_threads()
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        try:
-            with torch.inference_mode():
-                made = task(x, where)[0].clamp(0, 1)
-        finally:
-            torch.set_num_threads(before)
+        with on_threads(self.threads or torch.get_num_threads()), torch.inference_mode():
+            made = task(x, where)[0].clamp(0, 1)
         found: np.ndarray = made.permute(1, 2, 0).cpu().numpy()
         return found
 

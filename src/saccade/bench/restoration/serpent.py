@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure, skipped
 from saccade.bench.memory import held
 from saccade.cost import cost, count_parameters
-from saccade.nn.restormer import GDFN, MDTA, ChannelNorm
+from saccade.nn.channel_norm import ChannelNorm
+from saccade.nn.restormer import EPSILON, GDFN, MDTA
 from saccade.ops.selective_scan import selective_scan
 from saccade.restoration.serpent import SS2D, VARIANTS, Serpent, SerpentBlock, serpent_tiny
 from saccade.runtime.scene import scene
+from saccade.runtime.threads import on_threads
 
 __all__ = ["contests", "growth", "rows"]
 
@@ -192,7 +194,7 @@ def _scan_rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
         return torch.autograd.grad(scan(**leaves).sum(), list(leaves.values()))
 
     for job, call in (("forward", forward), ("forward and backward", both)):
-        inside = functools.partial(_with_gradients, threads)
+        inside = functools.partial(on_threads, threads)  # gradients as they are
         contenders = [Contender(n, functools.partial(call, s), threads, inside) for n, s in scans.items()]
         timings = measure(contenders, rounds)
         found += compare(
@@ -206,20 +208,6 @@ def _scan_rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     return found, notes
 
 
-class _with_gradients(AbstractContextManager[None]):  # noqa: N801
-    """PyTorch on so many threads, gradients as they are."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
-
-
 # -- the block
 
 
@@ -228,8 +216,8 @@ class RestormerBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attention = ChannelNorm(channels), MDTA(channels, heads)
-        self.norm2, self.feed = ChannelNorm(channels), GDFN(channels, 2.66)
+        self.norm1, self.attention = ChannelNorm(channels, EPSILON), MDTA(channels, heads)
+        self.norm2, self.feed = ChannelNorm(channels, EPSILON), GDFN(channels, 2.66)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
