@@ -67,6 +67,28 @@ def test_a_result_holds_what_the_gallery_needs_and_no_more(claim: SimpleNamespac
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 2, "nothing temporary is left"
 
 
+@pytest.mark.parametrize(
+    ("own", "takes", "told"),
+    [
+        ({}, False, "none needed"),
+        ({"data": "MNIST"}, False, "MNIST"),
+        ({}, True, "generated pictures"),
+        ({"data": "generated shapes"}, True, "generated shapes, generated pictures"),
+    ],
+)
+def test_a_result_tells_the_data_that_the_claim_names_and_what_it_took(
+    claim: SimpleNamespace, tmp_path: Path, own: dict[str, str], takes: bool, told: str
+) -> None:
+    def run(data: Data, seed: int) -> dict[str, Any]:
+        if takes:
+            data.training()
+        return {"psnr_db": 30.0, **own}
+
+    claim.run = run
+    assert reproduce("espcn", out=tmp_path, plot=False).figures["data"] == told
+    assert json.loads((tmp_path / "espcn.json").read_text())["figures"]["data"] == told
+
+
 def test_a_result_does_not_name_the_machine(claim: SimpleNamespace, tmp_path: Path) -> None:
     import getpass
     import platform

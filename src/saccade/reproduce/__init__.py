@@ -10,6 +10,8 @@ A claim is a module ``saccade/reproduce/<slug>.py`` with
     def met(figures: Figures) -> bool               the inequality that the claim is
     def plot(figures: Figures, path: Path) -> None  optional
 
+Figures may say under ``data``, in words, what was measured on; what `Data` gave is added to that.
+
 `reproduce` runs one and writes ``<slug>.json`` and ``<slug>.png``; the gallery page is made from these.
 """
 
@@ -245,7 +247,8 @@ def reproduce(
     began = time.monotonic()
     try:
         figures = plain({"data": "", **module.run(given, seed)})
-        figures["data"] = ", ".join(given.used) or "none needed"
+        told = (figures["data"], *given.used)  # what the claim names itself, and what it took of the pictures
+        figures["data"] = ", ".join(filter(None, told)) or "none needed"
     finally:
         if given is not data:
             given.close()

@@ -8,6 +8,7 @@ not demanded).
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from saccade.nn.conv_norm import ConvNorm
 from saccade.nn.fuse import fuse
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.charts import panels
 from saccade.reproduce.shapes import learn
-from saccade.reproduce.training import medians, on_threads, seeded
+from saccade.reproduce.speed import folded_peer, network_speeds
+from saccade.reproduce.training import seeded
 
 CLAIM = Claim(
     system="efficientvit",
@@ -114,31 +117,22 @@ def run(data: Data, seed: int) -> Figures:
     figures = speeds() | {"steps": STEPS, "steps_long": LONG}
     images = shapes(ALIKE, seed=3).images
     for reads in ("cascade", "share", "all"):
-        model = seeded(lambda reads=reads: network(reads), seed)  # type: ignore[misc]
+        model = seeded(partial(network, reads), seed)
         found = learn(model, STEPS, seed, what=f"heads: {reads}")
         figures |= {f"accuracy_{reads}": found.accuracy, f"parameters_{reads}": found.parameters}
         figures[f"cosine_of_heads_{reads}"] = alike(model, images)
-    model = seeded(lambda: network("cascade"), seed)
+    model = seeded(partial(network, "cascade"), seed)
     figures["accuracy_cascade_long"] = learn(model, LONG, seed, what="cascade, long").accuracy
     return figures | {"data": "generated shapes"}
 
 
 def speeds() -> Figures:
     """Pictures a second in PyTorch, channels last, medians of calls in turns."""
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    networks: dict[str, tuple[nn.Module, int]] = {
+    networks = {
         "efficientvit_m2": (fuse(create("efficientvit_m2", weights=None)), 224),
-        "mobilevit_xxs": (reparameterize_model(timm.create_model("mobilevit_xxs").eval()), 256),
+        "mobilevit_xxs": (folded_peer("mobilevit_xxs"), 256),
     }
-    calls: dict[str, Any] = {}
-    for name, (model, side) in networks.items():
-        x = torch.randn(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
-        calls[name] = torch.inference_mode()(lambda m=model.to(memory_format=torch.channels_last), x=x: m(x))
-    with on_threads(THREADS):
-        seconds = medians(calls, 7)
-    return {f"pictures_per_s_{name}": BATCH / seconds[name] for name in networks} | {"threads": THREADS}
+    return network_speeds(networks, BATCH, threads=THREADS, rounds=7)
 
 
 def met(f: Figures) -> bool:
@@ -152,17 +146,9 @@ def met(f: Figures) -> bool:
 
 def plot(figures: Figures, path: Path) -> None:
     """Pictures a second, accuracies, and how alike the heads are."""
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
     units = {
         "pictures_per_s_": "pictures a second",
         "accuracy_": "accuracy, %",
         "cosine_of_heads_": "mean cosine of two heads' maps",
     }
-    for axis, (start, unit) in zip(axes, units.items(), strict=True):
-        names = [k for k in figures if k.startswith(start)]
-        axis.barh([n.removeprefix(start).replace("_", " ") for n in names], [figures[n] for n in names])
-        axis.set_xlabel(unit)
-    picture.savefig(path, dpi=120)
-    plt.close(picture)
+    panels(figures, path, units, (11, 2.8))

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.hyperzzw import HyperZZW
+from saccade.data.cifar10 import read_sheet
 from saccade.errors import InputError
 from saccade.nn.fuse import fuse
 from saccade.progress import bar
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
-from saccade.reproduce.dsm import sheet
+from saccade.reproduce.charts import panels
 from saccade.reproduce.training import medians, on_threads, seeded
 from saccade.training.kar import Kar
 from saccade.training.trainer import learning_rate
@@ -65,7 +66,7 @@ def run(data: Data, seed: int) -> Figures:
 
 def halved(path: Path) -> tuple[Tensor, Tensor]:
     """Pictures of a sheet at half their size (means of 2 x 2), and their classes."""
-    images, labels = sheet(path)
+    images, labels = read_sheet(path)
     return F.avg_pool2d(images, 2), labels
 
 
@@ -134,14 +135,5 @@ def met(f: Figures) -> bool:
 
 def plot(figures: Figures, path: Path) -> None:
     """Both losses, and the times."""
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained")
-    for axis, start, unit in zip(
-        axes, ("slow_neural_loss_", "mean_behind_", "ms_"), ("slow-neural loss", "mean", "ms, one picture"), strict=True
-    ):
-        names = [k for k in figures if k.startswith(start)]
-        axis.barh([n.removeprefix(start).replace("_", " ") for n in names], [figures[n] for n in names])
-        axis.set_xlabel(unit)
-    picture.savefig(path, dpi=120)
-    plt.close(picture)
+    units = {"slow_neural_loss_": "slow-neural loss", "mean_behind_": "mean", "ms_": "ms, one picture"}
+    panels(figures, path, units, (9, 2.4))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saccade.data.cifar10 import tiles
 from saccade.ops.ssim import gaussian
 from saccade.progress import bar
 from saccade.quality import luma, ms_ssim, psnr, ssim
@@ -149,18 +150,9 @@ def small_pictures(data: Data, seed: int) -> tuple[Tensor, Tensor]:
     folder = None if data.folder is None else data.folder / "cifar10"
     if folder is not None and (folder / "train_part0.webp").is_file() and (folder / "test.webp").is_file():
         data.used.append("cifar10")
-        return sheet(folder / "train_part0.webp"), sheet(folder / "test.webp")[:2_000]
+        return tiles(folder / "train_part0.webp", "L"), tiles(folder / "test.webp", "L")[:2_000]
     training = crops(data.training(), 4_000, seed)
     return training, crops([p for files in data.tests().values() for p in files], 1_000, seed + 1)
-
-
-def sheet(path: Path) -> Tensor:
-    """The 10,000 tiles of a contact sheet."""
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        grey = torch.from_numpy(np.array(opened.convert("L")))
-    return grey.unflatten(0, (-1, SIDE)).unflatten(2, (-1, SIDE)).transpose(1, 2).reshape(-1, 1, SIDE, SIDE) / 255
 
 
 def crops(files: list[Path], count: int, seed: int) -> Tensor:

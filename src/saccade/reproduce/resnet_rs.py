@@ -10,14 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from saccade.nn.fuse import fuse
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.charts import panels
 from saccade.reproduce.shapes import learn
-from saccade.reproduce.training import medians, on_threads, seeded
+from saccade.reproduce.speed import folded_peer, network_speeds
+from saccade.reproduce.training import seeded
 
 CLAIM = Claim(
     system="resnet_rs",
@@ -53,25 +54,16 @@ def run(data: Data, seed: int) -> Figures:
     for name, make in (("rs", rs), ("plain", plain)):
         found = learn(seeded(make, seed), STEPS, seed, what=f"the {name} form")
         figures |= {f"accuracy_{name}": found.accuracy, f"parameters_{name}": found.parameters}
-    return figures | {"steps": STEPS}
+    return figures | {"steps": STEPS, "data": "generated shapes"}
 
 
 def speeds() -> Figures:
     """Pictures a second in PyTorch, channels last, batch norms folded, medians of calls in turns."""
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    networks: dict[str, tuple[nn.Module, int]] = {
+    networks = {
         "resnetrs101_192": (fuse(create("resnetrs101", weights=None)), 192),
-        "efficientnet_b3_300": (reparameterize_model(timm.create_model("efficientnet_b3").eval()), 300),
+        "efficientnet_b3_300": (folded_peer("efficientnet_b3"), 300),
     }
-    calls: dict[str, Any] = {}
-    for name, (model, side) in networks.items():
-        x = torch.randn(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
-        calls[name] = torch.inference_mode()(lambda m=model.to(memory_format=torch.channels_last), x=x: m(x))
-    with on_threads(THREADS):
-        seconds = medians(calls, 5)
-    return {f"pictures_per_s_{name}": BATCH / seconds[name] for name in networks} | {"threads": THREADS}
+    return network_speeds(networks, BATCH, threads=THREADS, rounds=5)
 
 
 def met(f: Figures) -> bool:
@@ -85,12 +77,5 @@ def met(f: Figures) -> bool:
 
 def plot(figures: Figures, path: Path) -> None:
     """Pictures a second, and accuracies."""
-    import matplotlib.pyplot as plt
-
-    picture, (left, right) = plt.subplots(1, 2, figsize=(8, 2.2), layout="constrained")
-    for axis, start, unit in ((left, "pictures_per_s_", "pictures a second"), (right, "accuracy_", "accuracy, %")):
-        names = [k for k in figures if k.startswith(start)]
-        axis.barh([n.removeprefix(start).replace("_", " ") for n in names], [figures[n] for n in names])
-        axis.set_xlabel(unit)
-    picture.savefig(path, dpi=120)
-    plt.close(picture)
+    units = {"pictures_per_s_": "pictures a second", "accuracy_": "accuracy, %"}
+    panels(figures, path, units, (8, 2.2))

@@ -28,6 +28,7 @@ from saccade.data.shapes import shapes
 from saccade.nn.moe import balance_loss
 from saccade.ops.shift_add import naive, pack, packed_linear
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.charts import bars
 from saccade.reproduce.shapes import accuracy, learn
 from saccade.reproduce.training import seeded
 
@@ -151,9 +152,7 @@ def plot(figures: Figures, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     picture, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-    names = [k for k in figures if k.startswith("accuracy_")]
-    left.barh([n.removeprefix("accuracy_").replace("_", " ") for n in names], [figures[n] for n in names])
-    left.set_xlabel("accuracy, %")
+    bars(left, figures, "accuracy_", "accuracy, %")
     shares = [k for k in figures if k.startswith("shift_share_") and k[12].isdigit()]
     words = [n.removeprefix("shift_share_").replace("_loss_off", ", loss off").replace("_", ":", 1) for n in shares]
     right.barh(words, [figures[n] for n in shares])

@@ -6,17 +6,17 @@ set, beside the same network without attention (all stages of kind ``"i"``).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from saccade.nn.fuse import fuse
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.charts import panels
 from saccade.reproduce.shapes import learn
-from saccade.reproduce.training import medians, on_threads, seeded
+from saccade.reproduce.speed import folded_peer, network_speeds
+from saccade.reproduce.training import seeded
 
 CLAIM = Claim(
     system="shvit",
@@ -26,7 +26,7 @@ CLAIM = Claim(
     baseline="MobileViTv2-1.0 of timm, fused; SHViT-S1 before fusing; the small network without attention",
 )
 
-SMALL = {"widths": (64, 96, 128), "depths": (1, 2, 2), "partial": (16, 24, 32), "num_classes": 8}
+SMALL: dict[str, Any] = {"widths": (64, 96, 128), "depths": (1, 2, 2), "partial": (16, 24, 32), "num_classes": 8}
 STEPS = 1_030
 BATCH, SIDE, THREADS = 8, 256, 2
 
@@ -35,7 +35,7 @@ def run(data: Data, seed: int) -> Figures:
     """Time four networks, train two; about five minutes on two cores."""
     figures = speeds()
     for name, kinds in (("shvit", ("i", "s", "s")), ("without_attention", ("i", "i", "i"))):
-        model = seeded(lambda kinds=kinds: create("shvit", weights=None, kinds=kinds, **SMALL), seed)  # type: ignore[misc]
+        model = seeded(partial(create, "shvit", weights=None, kinds=kinds, **SMALL), seed)
         found = learn(model, STEPS, seed, what=name)
         figures |= {f"accuracy_{name}": found.accuracy, f"parameters_{name}": found.parameters}
     return figures | {"steps": STEPS, "data": "generated shapes"}
@@ -43,23 +43,14 @@ def run(data: Data, seed: int) -> Figures:
 
 def speeds() -> Figures:
     """Pictures a second in PyTorch, channels last, medians of calls in turns."""
-    import timm
-    from timm.utils.model import reparameterize_model
-
     s4, s1 = (create(n, weights=None) for n in ("shvit_s4", "shvit_s1"))
-    networks: dict[str, tuple[nn.Module, int]] = {
+    networks = {
         "shvit_s4": (fuse(s4), SIDE),
-        "mobilevitv2_100": (reparameterize_model(timm.create_model("mobilevitv2_100").eval()), SIDE),
+        "mobilevitv2_100": (folded_peer("mobilevitv2_100"), SIDE),
         "shvit_s1": (fuse(s1), 224),
         "shvit_s1_unfused": (s1, 224),
     }
-    calls: dict[str, Any] = {}
-    for name, (model, side) in networks.items():
-        x = torch.randn(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
-        calls[name] = torch.inference_mode()(lambda m=model.to(memory_format=torch.channels_last), x=x: m(x))
-    with on_threads(THREADS):
-        seconds = medians(calls, 7)
-    return {f"pictures_per_s_{name}": BATCH / seconds[name] for name in networks} | {"threads": THREADS}
+    return network_speeds(networks, BATCH, threads=THREADS, rounds=7)
 
 
 def met(f: Figures) -> bool:
@@ -73,12 +64,5 @@ def met(f: Figures) -> bool:
 
 def plot(figures: Figures, path: Path) -> None:
     """Pictures a second, and accuracies."""
-    import matplotlib.pyplot as plt
-
-    picture, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-    for axis, start, unit in ((left, "pictures_per_s_", "pictures a second"), (right, "accuracy_", "accuracy, %")):
-        names = [k for k in figures if k.startswith(start)]
-        axis.barh([n.removeprefix(start).replace("_", " ") for n in names], [figures[n] for n in names])
-        axis.set_xlabel(unit)
-    picture.savefig(path, dpi=120)
-    plt.close(picture)
+    units = {"pictures_per_s_": "pictures a second", "accuracy_": "accuracy, %"}
+    panels(figures, path, units, (8, 2.8))

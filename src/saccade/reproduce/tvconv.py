@@ -22,6 +22,7 @@ from saccade.nn.conv_norm import ConvNorm
 from saccade.ops.tvconv import output_size, tvconv
 from saccade.progress import bar
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.charts import panels
 from saccade.reproduce.training import medians, on_threads, seeded
 
 CLAIM = Claim(
@@ -186,13 +187,5 @@ def met(f: Figures) -> bool:
 
 def plot(figures: Figures, path: Path) -> None:
     """Errors, accuracies and seconds."""
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
-    kinds = (("error_", "error over variance"), ("accuracy_", "accuracy, %"), ("seconds_", "seconds"))
-    for axis, (start, unit) in zip(axes, kinds, strict=True):
-        names = [k for k in figures if k.startswith(start)]
-        axis.barh([n.removeprefix(start).replace("_", " ") for n in names], [figures[n] for n in names])
-        axis.set_xlabel(unit)
-    picture.savefig(path, dpi=120)
-    plt.close(picture)
+    units = {"error_": "error over variance", "accuracy_": "accuracy, %", "seconds_": "seconds"}
+    panels(figures, path, units, (10, 2.8))

@@ -21,7 +21,8 @@ from saccade.nn.fuse import fuse
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
 from saccade.reproduce.shapes import TEST, learn
-from saccade.reproduce.training import medians, on_threads, seeded
+from saccade.reproduce.speed import pictures_a_second
+from saccade.reproduce.training import seeded
 
 CLAIM = Claim(
     system="unireplknet",
@@ -116,9 +117,7 @@ def speeds() -> Figures:
         "branches": torch.inference_mode()(lambda: branches(x)),
         "merged": torch.inference_mode()(lambda: merged(x)),
     }
-    with on_threads(1):
-        seconds = medians(calls, 15)
-    return {f"pictures_per_s_{name}": BATCH / seconds[name] for name in calls} | {"threads": 1}
+    return pictures_a_second(calls, BATCH, threads=1, rounds=15)
 
 
 def met(f: Figures) -> bool:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.van import LargeKernelAttention
-from saccade.ops.large_depthwise import LargeDepthwise
+from saccade.ops.large_depthwise import LargeDepthwise, set_path
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
 from saccade.reproduce.shapes import learn
-from saccade.reproduce.training import medians, on_threads, seeded
+from saccade.reproduce.speed import pictures_a_second
+from saccade.reproduce.training import seeded
 from saccade.runtime.accelerate import accelerate
 
 CLAIM = Claim(
@@ -98,16 +99,11 @@ def change_if_gates_add(model: nn.Module, seed: int) -> float:
 def speeds() -> Figures:
     """Pictures a second of B0 in PyTorch: folded by `accelerate`, and plainly; medians of calls in turns."""
     model = create("van_b0", weights=None)
-    plainly = copy.deepcopy(model)
-    for module in plainly.modules():
-        if isinstance(module, LargeDepthwise):
-            module.path = "torch"
+    plainly = set_path(copy.deepcopy(model), "torch")
     folded = accelerate(model, backend="torch")
     x = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     calls = {"folded": torch.inference_mode()(lambda: folded(x)), "plain": torch.inference_mode()(lambda: plainly(x))}
-    with on_threads(THREADS):
-        seconds = medians(calls, 9)
-    return {f"pictures_per_s_{name}": BATCH / seconds[name] for name in calls} | {"threads": THREADS}
+    return pictures_a_second(calls, BATCH, threads=THREADS, rounds=9)
 
 
 def met(f: Figures) -> bool:

@@ -21,6 +21,7 @@ from saccade.ops.haar import pyramid
 from saccade.progress import bar
 from saccade.registry import create
 from saccade.reproduce import Claim, Data, Figures
+from saccade.reproduce.charts import bars
 from saccade.reproduce.shapes import BATCH, CLIP, DECAY, RATE, TEST, TRAIN, WARMUP, learn
 from saccade.reproduce.training import medians, on_threads, seeded
 
@@ -143,13 +144,8 @@ def plot(figures: Figures, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     picture, axes = plt.subplots(1, 3, figsize=(11, 2.4), layout="constrained")
-    for axis, start, unit in (
-        (axes[0], "kept_megabytes_", "MB kept by a training step"),
-        (axes[1], "transform_ms_", "ms, four levels"),
-    ):
-        names = [k for k in figures if k.startswith(start)]
-        axis.barh([n.removeprefix(start).replace("_", " ") for n in names], [figures[n] for n in names])
-        axis.set_xlabel(unit)
+    bars(axes[0], figures, "kept_megabytes_", "MB kept by a training step")
+    bars(axes[1], figures, "transform_ms_", "ms, four levels")
     axes[2].barh(["classes, accuracy", "masks, mean IoU"], [figures["accuracy"], 100 * figures["mean_iou"]])
     axes[2].set_xlabel("%")
     axes[2].set_xlim(0, 100)

@@ -14,7 +14,7 @@ from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.bench.large_depthwise import depthwise_rows
 from saccade.nn.fuse import fuse
-from saccade.ops.large_depthwise import LargeDepthwise
+from saccade.ops.large_depthwise import set_path
 from saccade.registry import create
 
 __all__ = ["contests", "plain", "rows"]
@@ -22,11 +22,7 @@ __all__ = ["contests", "plain", "rows"]
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The merged form, as it is published for inference, with torch's own convolutions."""
-    twin = fuse(copy.deepcopy(model).eval())
-    for module in twin.modules():
-        if isinstance(module, LargeDepthwise):
-            module.path = "torch"
-    return twin
+    return set_path(fuse(copy.deepcopy(model).eval()), "torch")
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

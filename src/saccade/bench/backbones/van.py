@@ -12,18 +12,14 @@ from saccade.bench.classify import backbone_contest
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row
 from saccade.bench.large_depthwise import depthwise_rows
-from saccade.ops.large_depthwise import LargeDepthwise
+from saccade.ops.large_depthwise import set_path
 
 __all__ = ["contests", "plain", "rows"]
 
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network as it was trained, batch norms and scales of their own, with torch's own convolutions."""
-    twin = copy.deepcopy(model).eval()
-    for module in twin.modules():
-        if isinstance(module, LargeDepthwise):
-            module.path = "torch"
-    return twin
+    return set_path(copy.deepcopy(model).eval(), "torch")
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

@@ -6,7 +6,7 @@ dilated kernel, and FFT. Elsewhere than in float32 on a processor torch's own co
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,9 @@ from saccade.errors import InputError, UsageError
 from saccade.ops.large_depthwise import cpu
 from saccade.ops.large_depthwise.naive import depthwise_naive
 
-__all__ = ["LargeDepthwise", "large_depthwise"]
+__all__ = ["LargeDepthwise", "large_depthwise", "set_path"]
+
+M = TypeVar("M", bound=nn.Module)
 
 Path = Literal["auto", "fast", "torch", "naive"]
 
@@ -105,6 +107,14 @@ class LargeDepthwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return large_depthwise(x, self.weight, self.bias, dilation=self.dilation[0], path=self.path)
+
+
+def set_path(model: M, path: Path) -> M:
+    """The network, in which every `LargeDepthwise` takes this path from now on."""
+    for module in model.modules():
+        if isinstance(module, LargeDepthwise):
+            module.path = path
+    return model
 
 
 # -- the operator: opaque to the ledger of costs, which is to count the convolution and not the way it goes
