@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from saccade.reproduce import Data, plain
+from saccade.reproduce import Figures, plain
 from saccade.reproduce import dot as claim
 
 
@@ -29,12 +30,8 @@ def test_the_map_between_gaussians_meets_its_part_of_the_claim(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_short_run_on_generated_pictures_gives_all_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(claim, "FITTED", 1)
-    monkeypatch.setattr(claim, "COUNTS", (2, 3, 4))
-    monkeypatch.setattr(claim, "SAMPLES", 10_000)
-    with Data() as data:
-        figures = plain(claim.run(data, 0))
+def test_a_short_run_on_generated_pictures_gives_all_figures(short_run: Callable[..., Figures], tmp_path: Path) -> None:
+    figures = plain(short_run(claim, FITTED=1, COUNTS=(2, 3, 4), SAMPLES=10_000))
     assert claim.met(figures) in (True, False)
     assert set(figures["w2_after_by_pictures"]) == {"2", "3", "4"}
     pytest.importorskip("matplotlib")
