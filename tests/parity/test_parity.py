@@ -6,8 +6,10 @@ by the adapter with the longest name that it begins with: ``foo_bar.py``, else `
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from saccade.systems import all_systems, standing
 HERE = Path(__file__).resolve().parent
 GOLDEN = Path(os.environ.get("SACCADE_GOLDEN") or HERE.parents[2] / "shared" / "golden")
 ADAPTERS = {path.stem: path for path in sorted((HERE / "adapters").glob("*.py")) if path.stem != "__init__"}
+PACKAGE = "parity_adapters"  # no folder on the path is called so
 FILES = sorted(GOLDEN.glob("*.safetensors"))
 
 
@@ -50,12 +53,17 @@ def adapter_for(stem: str, metadata: dict[str, str]) -> str | None:
 
 
 def load_adapter(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"parity_{name}", ADAPTERS[name])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """An adapter as a module of the package that its folder is: adapters import from there what they share."""
+    if PACKAGE not in sys.modules:
+        folder = HERE / "adapters"
+        spec = importlib.util.spec_from_file_location(
+            PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[PACKAGE])
+    return importlib.import_module(f"{PACKAGE}.{name}")
 
 
 @pytest.mark.skipif(not FILES, reason=f"no vectors at {GOLDEN}; SACCADE_GOLDEN names their folder")

@@ -13,9 +13,7 @@ from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
 from saccade.registry import create
 
-
-def under(vectors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in vectors.items() if k.startswith(prefix)}
+from . import under
 
 
 def near(found: Tensor, want: Tensor) -> None:

@@ -7,9 +7,9 @@ import json
 import torch
 from torch import Tensor
 
-from saccade.checkpoint import fit
-from saccade.registry import create
 from saccade.restoration.espcn import ESPCN, from_lornatang
+
+from . import built, under
 
 
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -18,9 +18,7 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     cases = config if all(isinstance(c, dict) for c in config.values()) else {"": config}
     for case, told in cases.items():
         at = f"{case}." if case else ""
-        model = build(
-            {k.removeprefix(f"state.{at}"): v for k, v in vectors.items() if k.startswith(f"state.{at}")}, told
-        )
+        model = build(under(vectors, f"state.{at}"), told)
         x = vectors[f"input.{at}x"]
         with torch.no_grad():
             wanted = {
@@ -36,10 +34,7 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
 def build(state: dict[str, Tensor], told: dict[str, int]) -> ESPCN:
     """The network from its state alone; what its configuration tells must have been read from the shapes."""
     recipe = from_lornatang(state)
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden vectors")
-    assert isinstance(model, ESPCN)
+    model = built(recipe, ESPCN, "golden vectors")
     found = (model.in_channels, model.out_channels, model.features.out_channels, model.scale)
     assert found == tuple(told[k] for k in ("in_channels", "out_channels", "channels", "upscale_factor"))
     return model

@@ -22,6 +22,8 @@ from saccade.backbones.fit import (
     subimages,
 )
 
+from . import under
+
 
 def near(found: Tensor, want: Tensor, what: str) -> None:
     torch.testing.assert_close(found, want, rtol=1e-3, atol=2e-5, msg=lambda m: f"{what}: {m}")
@@ -31,7 +33,7 @@ def near(found: Tensor, want: Tensor, what: str) -> None:
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
     for case, options in told.items():
-        state = {k.removeprefix(f"state.{case}."): v for k, v in vectors.items() if k.startswith(f"state.{case}.")}
+        state = under(vectors, f"state.{case}.")
         given = {k.split(".", 2)[2]: v for k, v in vectors.items() if k.startswith(f"input.{case}.")}
         kind = next(kind for start, kind in CASES.items() if case.startswith(start))
         kind(vectors, case, dict(options), given, state)

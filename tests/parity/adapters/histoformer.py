@@ -13,6 +13,8 @@ from saccade.quality.pearson import pearson_loss
 from saccade.registry import create
 from saccade.restoration.histoformer import Block, Histoformer, from_official
 
+from . import under
+
 TOLERANCE = 1e-5  # the card's; the file allows ten times as much
 CHAINED = 1e-4  # where a swap of near-ties could come in
 CHAOTIC = 0.05  # smallest relative RMS over 17 inputs that differ by rounding
@@ -40,7 +42,7 @@ def built(told: dict[str, object], state: dict[str, Tensor]) -> Histoformer:
 
 @torch.no_grad()
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+    state = under(vectors, "state.")
     model = built(json.loads(metadata["config"]), state)
     x = vectors["input.attn_x"]
     block = cast(Block, model.latent[0])

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.hyperzzw import HyperZZW, from_official, slow_neural_loss
-from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
-from saccade.registry import create
 from saccade.training.kar import Kar
+
+from . import built, under
 
 
 def near(found: Tensor, want: Tensor) -> None:
@@ -31,11 +31,8 @@ def optimisers(vectors: dict[str, Tensor]) -> None:
 @torch.no_grad()
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
-    recipe = from_official({k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")})
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    assert isinstance(model, HyperZZW)
+    recipe = from_official(under(vectors, "state."))
+    model = built(recipe, HyperZZW)
     assert model.size == told["size"]
     assert [i["num_chs"] for i in model.feature_info][-1] == told["final_no_hidden"]
     assert recipe.options["depths"] == tuple(told["g_layers"])

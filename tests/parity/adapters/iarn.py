@@ -7,10 +7,10 @@ import json
 import torch
 from torch import Tensor
 
-from saccade.checkpoint import fit
-from saccade.registry import create
 from saccade.restoration.iarn import IRN, Coupling, Haar, charbonnier, from_official
 from saccade.restoration.iarn.irn import round_straight
+
+from . import built, under
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
@@ -24,11 +24,8 @@ def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     config = json.loads(metadata["config"])
     tolerance = float(metadata["tolerance"].split()[0])
-    recipe = from_official({k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")})
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    assert isinstance(model, IRN)
+    recipe = from_official(under(vectors, "state."))
+    model = built(recipe, IRN)
     found = (list(model.blocks), model.growth, model.scale)
     assert found == (config["block_num"], config["gc"], 2 ** config["down_num"]), "everything is read from the names"
 

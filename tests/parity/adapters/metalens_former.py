@@ -23,9 +23,11 @@ from saccade.restoration.metalens_former import (
 )
 from saccade.restoration.metalens_former.optics import grid_of
 
+from . import under
+
 
 def network(vectors: dict[str, Tensor], config: dict, compat: str | None = None) -> ACFormer:
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+    state = under(vectors, "state.")
     recipe = from_official(state, config["query_ksize"], config["ca_heads"], compat)
     assert recipe is not None
     told = {

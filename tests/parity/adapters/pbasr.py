@@ -7,16 +7,16 @@ import json
 import torch
 from torch import Tensor
 
-from saccade.checkpoint import fit
 from saccade.quality.adversarial import adversarial_loss
-from saccade.registry import create
 from saccade.restoration.pbasr import BRANCHES, RRDBNet, from_official, from_rrdbnet, mirrored
 from saccade.training.dual_branch import exchange
+
+from . import built, under
 
 
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     config, tolerance = json.loads(metadata["config"]), float(metadata["tolerance"].split()[0])
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+    state = under(vectors, "state.")
     x = vectors["input.x"]
     told = config["branch"]
 
@@ -24,13 +24,7 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         torch.testing.assert_close(found, vectors[name], atol=tolerance, rtol=0)
 
     def branch(which: str) -> RRDBNet:
-        prefix = BRANCHES[which]
-        recipe = from_rrdbnet({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        assert recipe is not None
-        model = create(recipe.model, weights=None, **recipe.options)
-        fit(model, recipe.state, f"golden {which}")
-        assert isinstance(model, RRDBNet)
-        return model
+        return built(from_rrdbnet(under(state, BRANCHES[which])), RRDBNet, f"golden {which}")
 
     with torch.no_grad():
         general, blur = branch("general"), branch("blur")
@@ -38,11 +32,7 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         assert found == (told["scale"], told["num_block"], told["num_feat"]), "everything is read from the shapes"
         same(general(x), "output.general")
         same(blur(x), "output.defocus")
-        recipe = from_official(state)
-        assert recipe is not None
-        combined = create(recipe.model, weights=None, **recipe.options)
-        fit(combined, recipe.state, "golden mixture")
-        assert isinstance(combined, RRDBNet)
+        combined = built(from_official(state), RRDBNet, "golden mixture")
         same(combined.conv_first.weight, "mid.combined.conv_first.weight")
         same(combined(x), "output.combined")
         same(mirrored(combined, x), "output.combined_padded")

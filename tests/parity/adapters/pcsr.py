@@ -14,10 +14,12 @@ from saccade.registry import create
 from saccade.restoration.pcsr import PCSR, from_official
 from saccade.restoration.pcsr.grid import queries
 
+from . import under
+
 
 def build(vectors: dict[str, Tensor], config: dict[str, Any]) -> PCSR:
     """The network of a golden file: sizes from its configuration, weights from its tensors."""
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+    state = under(vectors, "state.")
     recipe = from_official(state)
     assert recipe is not None
     assert recipe.model == f"pcsr_{config['encoder']['name'].lower()}"

@@ -13,6 +13,8 @@ from saccade.ops.warp import flow_warp, naive
 from saccade.registry import create
 from saccade.restoration.realbasicvsr import RealBasicVSR, from_official
 
+from . import under
+
 LEVEL = "basicvsr.spynet.basic_module."
 
 
@@ -51,7 +53,7 @@ def _same_part(y: Tensor, stored: Tensor, tolerance: float, first: int) -> None:
 
 
 def _model(vectors: dict[str, Tensor], config: dict[str, int]) -> RealBasicVSR:
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+    state = under(vectors, "state.")
     stored = {k: v for k, v in state.items() if k.startswith(f"{LEVEL}0.")}
     for i in range(1, 6):  # the file keeps one level for all six
         state.update({k.replace(f"{LEVEL}0.", f"{LEVEL}{i}.", 1): v for k, v in stored.items()})

@@ -8,19 +8,14 @@ import torch
 from torch import Tensor
 
 from saccade.backbones.resnet_rs import ResNetRS, from_timm
-from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
-from saccade.registry import create
+
+from . import built, under
 
 
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
-    recipe = from_timm(state)
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    assert isinstance(model, ResNetRS)
+    model = built(from_timm(under(vectors, "state.")), ResNetRS)
     assert [list(model.layers), list(model.channels)] == [told["layers"], told["channels"]]
     assert (model.stem_width, model.num_classes) == (told["stem_width"], told["num_classes"])
     assert model.se_ratio == told["se_rd_ratio"]

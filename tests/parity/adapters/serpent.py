@@ -12,6 +12,8 @@ from saccade.checkpoint import fit
 from saccade.ops.selective_scan import selective_scan
 from saccade.restoration.serpent import SS2D
 
+from . import under
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
 
@@ -38,7 +40,7 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         close(selective_scan(*plain, path=path), "output.scan_plain")
 
     block = SS2D(config["d_model"], config["d_state"], config["ssm_ratio"])
-    fit(block, {k.removeprefix("state.ss2d."): v for k, v in vectors.items() if k.startswith("state.ss2d.")}, "golden")
+    fit(block, under(vectors, "state.ss2d."), "golden")
     with torch.no_grad():
         close(block(vectors["input.ss2d_x"]), "output.ss2d_y")
     close(block(vectors["input.ss2d_x"]).detach(), "output.ss2d_y")

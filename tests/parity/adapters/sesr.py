@@ -7,9 +7,9 @@ import json
 import torch
 from torch import Tensor
 
-from saccade.checkpoint import fit
-from saccade.registry import create
 from saccade.restoration.sesr import SESR, from_official, twice_by_two
+
+from . import built, under
 
 BLOCKS = {"input_block": 0, "output_block": -1}
 
@@ -20,12 +20,9 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     cases = config if all(isinstance(c, dict) for c in config.values()) else {"": config}
     for case, told in cases.items():
         at = f"{case}." if case else ""
-        state = {k.removeprefix(f"state.{at}"): v for k, v in vectors.items() if k.startswith(f"state.{at}")}
+        state = under(vectors, f"state.{at}")
         recipe = from_official(state, bias="kernel" if told["block"] == "collapsed" else "output")
-        assert recipe is not None
-        model = create(recipe.model, weights=None, **recipe.options)
-        fit(model, recipe.state, f"golden {case}")
-        assert isinstance(model, SESR)
+        model = built(recipe, SESR, f"golden {case}")
         found = (len(model.blocks), model.width, model.expansion, model.scale)
         assert found == (told["m"], told["f"], told["fs"], told["scale"]), "everything is read from the shapes"
         x, y = (vectors[f"{kind}.{at}{name}"].permute(0, 3, 1, 2) for kind, name in (("input", "x"), ("output", "y")))

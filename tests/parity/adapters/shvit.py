@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import json
 
-import torch
 from torch import Tensor
 
 from saccade.backbones.shvit import SHViT, from_official
-from saccade.checkpoint import fit
-from saccade.nn.fuse import fuse
-from saccade.registry import create
+
+from . import built, stages_agree, under
 
 
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
-    recipe = from_official(state)
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    assert isinstance(model, SHViT)
+    model = built(from_official(under(vectors, "state.")), SHViT)
     assert [i["num_chs"] for i in model.feature_info] == told["embed_dim"]
     assert (model.num_classes, model.distillation) == (told["num_classes"], told["distillation"])
-    x = vectors["input.x"]
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), vectors["output.logits"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(model.stem(x), vectors["mid.patch_embed"], rtol=1e-4, atol=1e-4)
-        for i, found in enumerate(model.maps(x), 1):
-            torch.testing.assert_close(found, vectors[f"mid.blocks{i}"], rtol=1e-4, atol=1e-4)
-        fused = fuse(model)
-        assert not [m for m in fused.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
-        torch.testing.assert_close(fused(x), vectors["output.logits_fused"], rtol=0, atol=5e-4)
+    stages_agree(model, vectors)

@@ -10,13 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.backbones.tvconv import AMSoftmax, TVConv, TVMobileNetV2, from_official_mobilenet
-from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
-from saccade.registry import create
 
-
-def under(vectors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in vectors.items() if k.startswith(prefix)}
+from . import built, under
 
 
 def near(found: Tensor, want: Tensor) -> None:
@@ -50,13 +46,10 @@ def operator(vectors: dict[str, Tensor], case: str, config: dict[str, Any]) -> N
 
 def network(vectors: dict[str, Tensor], config: dict[str, Any]) -> None:
     recipe = from_official_mobilenet(under(vectors, "state.mbv2."))
-    assert recipe is not None
+    model = built(recipe, TVMobileNetV2)
     assert recipe.options["num_classes"] == config["embedding_size"]
     assert recipe.options["inter_layers"] == config["TVConv_inter_layers"]
-    model = create(recipe.model, weights=None, **recipe.options)
-    assert isinstance(model, TVMobileNetV2)
     assert model.img_size == vectors["input.mbv2.x"].shape[-1]
-    fit(model, recipe.state, "golden")
     x = vectors["input.mbv2.x"]
     last = list(model.maps(x))[-1]
     near(last.mean((2, 3)), vectors["mid.mbv2.features_mean_hw"])

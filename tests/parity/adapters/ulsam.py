@@ -11,6 +11,8 @@ from saccade.backbones.ulsam import LoopedSubspaceAttention, SubspaceAttention, 
 from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
 
+from . import under
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # of the output; the file's own
 
 
@@ -20,10 +22,8 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         case = {
             k.removeprefix(prefix): v for k, v in vectors.items() if k.startswith(prefix) and (i or "case" not in k)
         }
-        state = {k.removeprefix("state."): v for k, v in case.items() if k.startswith("state.")}
-        after = {
-            k.removeprefix("output.after_train."): v for k, v in case.items() if k.startswith("output.after_train.")
-        }
+        state = under(case, "state.")
+        after = under(case, "output.after_train.")
         width, groups = told["nin"], told["num_splits"]
         looped, grouped = LoopedSubspaceAttention(width, groups), SubspaceAttention(width, groups)
         fit(looped, state, "golden")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from saccade.backbones.unireplknet import DilatedReparam, GlobalResponseNorm, UniRepLKNet, _renamed, from_official
-from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
-from saccade.registry import create
+
+from . import built, under
 
 
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
-    state, merged_state = (_part(vectors, start) for start in ("state.", "deploy.state."))
+    state, merged_state = (under(vectors, start) for start in ("state.", "deploy.state."))
     model = _made(state)
     assert [list(stage) for stage in model.kernels] == told["kernel_sizes"]
     assert (list(model.widths), list(model.depths), model.num_classes) == (
@@ -37,12 +37,8 @@ def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         for name, want in theirs.state_dict().items():
             _near(ours[name], want, 1e-4)
         for kernel in sorted({int(k.split(".")[0][3:]) for k in vectors if k.startswith("drb")}):
-            _check_branches(kernel, _part(vectors, f"drb{kernel}."))
-        _check_norm(_part(vectors, "grn."))
-
-
-def _part(vectors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {k.removeprefix(start): v for k, v in vectors.items() if k.startswith(start)}
+            _check_branches(kernel, under(vectors, f"drb{kernel}."))
+        _check_norm(under(vectors, "grn."))
 
 
 def _near(found: Tensor, want: Tensor, tolerance: float) -> None:
@@ -50,12 +46,7 @@ def _near(found: Tensor, want: Tensor, tolerance: float) -> None:
 
 
 def _made(state: dict[str, Tensor]) -> UniRepLKNet:
-    recipe = from_official(state)
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    assert isinstance(model, UniRepLKNet)
-    return model
+    return built(from_official(state), UniRepLKNet)
 
 
 def _check_parts(model: UniRepLKNet, x: Tensor, vectors: dict[str, Tensor]) -> None:
@@ -64,7 +55,7 @@ def _check_parts(model: UniRepLKNet, x: Tensor, vectors: dict[str, Tensor]) -> N
     for name, module in model.named_modules():
         module.register_forward_hook(lambda _, given, found, name=name: seen.__setitem__(name, found))
     model(x)
-    for name, want in _part(vectors, "mid.").items():
+    for name, want in under(vectors, "mid.").items():
         ours = next(iter(_renamed({f"{name}.": want}, False))).rstrip(".")
         ours = {"downsample_layers.0": "stem"}.get(name, ours)
         kind, *rest = name.split(".")
@@ -75,7 +66,7 @@ def _check_parts(model: UniRepLKNet, x: Tensor, vectors: dict[str, Tensor]) -> N
 
 
 def _check_branches(kernel: int, part: dict[str, Tensor]) -> None:
-    official = {f"stages.0.0.dwconv.{k}": v for k, v in _part(part, "state.").items()}
+    official = {f"stages.0.0.dwconv.{k}": v for k, v in under(part, "state.").items()}
     own = {k.removeprefix("stages.0.0.mixer."): v for k, v in _renamed(official, False).items()}
     layer = DilatedReparam(part["input.x"].shape[1], kernel).eval()
     layer.load_state_dict(own)
@@ -88,5 +79,5 @@ def _check_branches(kernel: int, part: dict[str, Tensor]) -> None:
 
 def _check_norm(part: dict[str, Tensor]) -> None:
     layer = GlobalResponseNorm(part["input.x"].shape[-1])
-    layer.load_state_dict({k: v.flatten() for k, v in _part(part, "state.").items()})
+    layer.load_state_dict({k: v.flatten() for k, v in under(part, "state.").items()})
     torch.testing.assert_close(layer(part["input.x"]), part["output.y"], rtol=1e-4, atol=1e-4)

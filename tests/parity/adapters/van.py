@@ -8,19 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.van import VAN, Block, _our_name, from_official
-from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
-from saccade.registry import create
+
+from . import built, under
 
 
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
-    state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
-    recipe = from_official(state)
-    assert recipe is not None
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    assert isinstance(model, VAN)
+    model = built(from_official(under(vectors, "state.")), VAN)
     assert (list(model.widths), list(model.ratios), list(model.depths), model.num_classes) == (
         told["embed_dims"],
         told["mlp_ratios"],

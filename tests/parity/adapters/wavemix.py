@@ -13,35 +13,30 @@ from saccade.backbones.wavemix import WaveBlock, WaveMix, from_classifier, from_
 from saccade.checkpoint import Recipe, fit
 from saccade.nn.fuse import fuse
 from saccade.ops.haar import pyramid, reconstruct
-from saccade.registry import create
+
+from . import built, under
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def part(vectors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {k.removeprefix(start): v for k, v in vectors.items() if k.startswith(start)}
-
-
-def built(recipe: Recipe | None, told: dict[str, Any]) -> torch.nn.Module:
-    assert recipe is not None
+def as_told(recipe: Recipe | None, told: dict[str, Any]) -> torch.nn.Module:
+    """The network, whose options must be those of the file's configuration."""
+    model = built(recipe, torch.nn.Module)
     told_ours = {"width": told["final_dim"], "ff_width": told["ff_channel"]}
     told_ours |= {k: told[k] for k in ("depth", "mult", "level", "num_classes") if k in told}
-    model = create(recipe.model, weights=None, **recipe.options)
-    fit(model, recipe.state, "golden")
-    options = {**recipe.options}
-    assert {k: options[k] for k in told_ours} == told_ours
+    assert {k: recipe.options[k] for k in told_ours} == told_ours
     return model
 
 
 @torch.no_grad()
 def check(vectors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     told = json.loads(metadata["config"])
-    transform(part(vectors, "dwt."))
+    transform(under(vectors, "dwt."))
     for name in sorted({k.split(".")[0] for k in vectors if re.match(r"level\d\.", k)}):
-        block(int(name[-1]), part(vectors, f"{name}."), told["block"])
+        block(int(name[-1]), under(vectors, f"{name}."), told["block"])
     classifier(vectors, told["classification"])
     for name, about in (("sisr", told["sisr"]), ("seg", told["segmentation"])):
-        model = built(from_dense(part(vectors, f"{name}.state.")), about)
+        model = as_told(from_dense(under(vectors, f"{name}.state.")), about)
         x, want = vectors[f"{name}.input.x"], vectors[f"{name}.output.y"]
         if name == "sisr":  # the vectors' picture is no picture: normal noise
             model.train().requires_grad_(False)
@@ -69,7 +64,7 @@ def block(level: int, vectors: dict[str, Tensor], told: dict[str, Any]) -> None:
     made = WaveBlock(told["final_dim"], level, told["mult"], told["ff_channel"], 0.0).eval()
     state = {
         re.sub(r"^feedforward(\d?)\.", lambda m: f"mix.{int(m[1] or 1) - 1}.", k): v
-        for k, v in part(vectors, "state.").items()
+        for k, v in under(vectors, "state.").items()
     }
     fit(made, state, "golden")
     x, want = vectors["input.x"], vectors["output.y"]
@@ -78,7 +73,7 @@ def block(level: int, vectors: dict[str, Tensor], told: dict[str, Any]) -> None:
 
 
 def classifier(vectors: dict[str, Tensor], told: dict[str, Any]) -> None:
-    model = built(from_classifier(part(vectors, "state.")), told)
+    model = as_told(from_classifier(under(vectors, "state.")), told)
     assert isinstance(model, WaveMix)
     if told["initial_conv"] == "pachify":
         assert model.feature_info[0]["reduction"] == told["patch_size"]
