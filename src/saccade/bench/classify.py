@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,18 @@ from saccade.bench.harness import Contender
 from saccade.registry import create
 from saccade.runtime.accelerate import accelerate
 
-__all__ = ["backbone_contest", "eager"]
+__all__ = ["backbone_contest", "eager", "exchanged"]
+
+
+def exchanged(model: nn.Module, plain: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+    """A network in evaluation mode, each module of a class in ``plain`` exchanged, in place, for what is made of it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            for kind, make in plain.items():
+                if isinstance(child, kind):
+                    setattr(module, name, make(child))
+                    break
+    return model.eval()
 
 
 def eager(name: str, run: Callable[[Tensor], Any], x: Tensor, threads: int) -> Contender:

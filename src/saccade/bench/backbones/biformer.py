@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.biformer.attention import BiLevelRoutingAttention, FullAttention, depthwise
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure
 from saccade.ops.bi_level_routing import bi_level_routing_attention
@@ -70,14 +70,7 @@ class PlainFull(nn.Module):
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network with norms and shortcuts of their own and plain attention; shares no weights."""
-    twin = copy.deepcopy(model)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, BiLevelRoutingAttention):
-                setattr(module, name, Plain(child))
-            elif isinstance(child, FullAttention):
-                setattr(module, name, PlainFull(child))
-    return twin.eval()
+    return exchanged(copy.deepcopy(model), {BiLevelRoutingAttention: Plain, FullAttention: PlainFull})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.dsm import SpectrumMixer, cell_means
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.ops.dct import dct2
-from saccade.registry import create
 
 __all__ = ["Plain", "contests", "plain", "rows", "whole_dct", "whole_idct"]
 
@@ -70,24 +70,14 @@ class Plain(nn.Module):
         return out
 
 
-def plain(name: str) -> Callable[[nn.Module], Callable[[Tensor], Any]]:
-    """Makes the network of a name with `Plain` mixers of our weights."""
-
-    def make(model: nn.Module) -> nn.Module:
-        twin = create(name, weights=None)
-        twin.load_state_dict(model.state_dict())
-        for module in list(twin.modules()):
-            for key, child in module.named_children():
-                if isinstance(child, SpectrumMixer):
-                    setattr(module, key, Plain(child))
-        return twin.eval()
-
-    return make
+def plain(model: nn.Module) -> Callable[[Tensor], Any]:
+    """The network with `Plain` mixers; of the same weights."""
+    return exchanged(copy.deepcopy(model), {SpectrumMixer: Plain})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
     """DSM-T."""
-    yield backbone_contest("dsm_t", plain("dsm_t"), size, threads, notes=(NOTE,))
+    yield backbone_contest("dsm_t", plain, size, threads, notes=(NOTE,))
 
 
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.efficientvit import CascadedGroupAttention, WindowAttention
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.registry import create
@@ -62,12 +62,7 @@ class PlainWindows(nn.Module):
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network with batch norms and residual sums of their own and plain attention; shares its weights."""
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, WindowAttention):
-                setattr(module, name, PlainWindows(child))
-    return twin.eval()
+    return exchanged(copy.deepcopy(model, {id(p): p for p in model.parameters()}), {WindowAttention: PlainWindows})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

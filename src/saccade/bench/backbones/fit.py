@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saccade.backbones.fit import FIT, subimages
 from saccade.backbones.fit.layers import Attention, Layer
-from saccade.bench.classify import eager
+from saccade.bench.classify import eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.runtime.accelerate import accelerate
@@ -54,12 +54,7 @@ class PlainAttention(nn.Module):
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network with plain attention; of the same weights."""
-    twin = copy.deepcopy(model)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Attention):
-                setattr(module, name, PlainAttention(child))
-    return twin.eval()
+    return exchanged(copy.deepcopy(model), {Attention: PlainAttention})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.shiftaddvit import MoELinear, ShiftAddViT
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.nn.moe import combine, dispatch, one_hot_combine, one_hot_dispatch, route
@@ -50,15 +50,11 @@ class PlainMixture(nn.Module):
 
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
-    """The network with published mixtures, and weights made of shifts and signs at every call; shares its weights."""
+    """The network with published mixtures, and weights made of shifts and signs at every call; of the same weights."""
     assert isinstance(model, ShiftAddViT)
     twin = ShiftAddViT(**model.told)
     twin.load_state_dict(model.state_dict())
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, MoELinear):
-                setattr(module, name, PlainMixture(child))
-    return twin.eval()
+    return exchanged(twin, {MoELinear: PlainMixture})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.shvit import SHViT, SingleHeadAttention
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.registry import create
@@ -37,15 +37,11 @@ class Plain(nn.Module):
 
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
-    """The network with batch norms and residual sums of their own and plain attention; shares its weights."""
+    """The network with batch norms and residual sums of their own and plain attention; of the same weights."""
     assert isinstance(model, SHViT)
     twin = create("shvit", weights=None, **{k: getattr(model, k) for k in ("widths", "depths", "partial", "kinds")})
     twin.load_state_dict(model.state_dict())
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, SingleHeadAttention):
-                setattr(module, name, Plain(child))
-    return twin.eval()
+    return exchanged(twin, {SingleHeadAttention: Plain})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

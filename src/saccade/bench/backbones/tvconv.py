@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.tvconv import BakedTVConv, TVConv
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.ops.tvconv import tvconv
@@ -48,12 +48,7 @@ class Plain(nn.Module):
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network with norms of their own and plainly deployed layers."""
-    twin = copy.deepcopy(model)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, TVConv | BakedTVConv):
-                setattr(module, name, Plain(child))
-    return twin.eval()
+    return exchanged(copy.deepcopy(model), {TVConv: Plain, BakedTVConv: Plain})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:

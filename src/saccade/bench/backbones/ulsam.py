@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 
 from saccade.backbones.ulsam import LoopedSubspaceAttention, SubspaceAttention, looped_state
 from saccade.backbones.ulsam.mobilenets import VARIANTS
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
-from saccade.registry import create
 
 __all__ = ["contests", "looped", "plain", "rows"]
 
@@ -25,26 +25,16 @@ def looped(module: SubspaceAttention) -> LoopedSubspaceAttention:
     return made.eval()
 
 
-def plain(name: str) -> Callable[[nn.Module], Callable[[Tensor], Any]]:
-    """Makes the network of a name with batch norms of its own and looped attention, of our weights."""
-
-    def make(model: nn.Module) -> nn.Module:
-        twin = create(name, weights=None)
-        twin.load_state_dict(model.state_dict())
-        for module in list(twin.modules()):
-            for key, child in module.named_children():
-                if isinstance(child, SubspaceAttention):
-                    setattr(module, key, looped(child))
-        return twin.eval()
-
-    return make
+def plain(model: nn.Module) -> Callable[[Tensor], Any]:
+    """The network with batch norms of its own and looped attention; of the same weights."""
+    return exchanged(copy.deepcopy(model), {SubspaceAttention: looped})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
     """The published placements of most interest in V1 and V2."""
     for name in ("ulsam_mobilenetv1_517m", "ulsam_mobilenetv2_224m"):
         assert name in VARIANTS
-        yield backbone_contest(name, plain(name), size, threads)
+        yield backbone_contest(name, plain, size, threads)
 
 
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:

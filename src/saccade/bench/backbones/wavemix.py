@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.wavemix import WaveBlock
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.ops.haar import dwt, idwt, naive, pyramid, reconstruct
@@ -62,12 +62,7 @@ class PlainBlock(nn.Module):
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network with repeated transforms, bands and norms of their own; shares its weights."""
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, WaveBlock):
-                setattr(module, name, PlainBlock(child))
-    return twin.eval()
+    return exchanged(copy.deepcopy(model, {id(p): p for p in model.parameters()}), {WaveBlock: PlainBlock})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
