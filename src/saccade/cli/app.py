@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -21,10 +20,11 @@ def app(
 
     Works offline. Files live in a temporary folder, are removed after half an hour and when the page is closed.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from saccade.cli.batch import parse_bytes, spare_processor
+
+    spare_processor()
     from saccade.app.jobs import Limits
     from saccade.app.page import Page
-    from saccade.cli.batch import parse_bytes
 
     page = Page(Limits(max_megabytes, max_megapixels, max_frames, parse_bytes(max_memory), threads))
     try:

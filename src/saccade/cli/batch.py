@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import os
 import re
 import sys
 import time
@@ -16,7 +17,15 @@ import typer
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.io.files import reason
 
-__all__ = ["check_quality", "parse_bytes", "run"]
+__all__ = ["check_quality", "parse_bytes", "run", "spare_processor"]
+
+
+def spare_processor() -> None:
+    """Let torch's threads sleep while they wait; before torch is imported.
+
+    They spin else, and beside other busy processes that made seconds of work take minutes.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def parse_bytes(text: str) -> int:

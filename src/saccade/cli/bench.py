@@ -127,8 +127,8 @@ Memory = Annotated[bool, typer.Option(help="Measure peak memory too.")]
 Extras = Annotated[bool, typer.Option(help="Run the systems' own further rows too.")]
 
 
-@app.command()
-def restoration(
+def contests(
+    context: typer.Context,
     system: Systems = None,
     size: Sizes = None,
     threads: Threads = 0,
@@ -139,24 +139,23 @@ def restoration(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Restoration networks beside their official algorithms run plainly: time and memory."""
-    _contests("restoration", **locals())
+    """The suite that the command is named after, in which every system brings contests."""
+    _measure(
+        str(context.info_name),
+        chosen=system or (),
+        sizes=[parse_sides(text) for text in size or ()],
+        threads=threads,
+        repeats=repeats,
+        memory=memory,
+        extras=extras,
+        json=json,
+        out=out,
+        overwrite=overwrite,
+    )
 
 
-@app.command()
-def backbones(
-    system: Systems = None,
-    size: Sizes = None,
-    threads: Threads = 0,
-    repeats: Repeats = 5,
-    memory: Memory = True,
-    extras: Extras = True,
-    json: AsJson = False,
-    out: Out = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Backbones beside their official algorithms run plainly: time and memory."""
-    _contests("backbones", **locals())
+for suite, what in (("restoration", "Restoration networks"), ("backbones", "Backbones")):
+    app.command(suite, help=f"{what} beside their official algorithms run plainly: time and memory.")(contests)
 
 
 @app.command()
@@ -195,12 +194,6 @@ def sweep(
         grows = ", ".join(f"{e:.2f}" for e in (c.time_exponent, c.memory_exponent) if e is not None)
         typer.echo("\t".join((c.model, *points, f"exponents {grows}", c.note)))
     typer.echo(f"# {found.machine}; {found.others:.1f} threads of others", err=True)
-
-
-def _contests(suite: str, *, system: list[str] | None, size: list[str] | None, **options: Any) -> None:
-    """Run a suite in which every system brings contests."""
-    sizes = [parse_sides(text) for text in size or ()]
-    _measure(suite, chosen=system or (), sizes=sizes, **options)
 
 
 def _measure(

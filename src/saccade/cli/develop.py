@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 import typer
 
-from saccade.cli.batch import check_quality, run
-from saccade.cli.options import AsJson, BudgetOfISP, Format, LearntISP, Output, Overwrite, Threads
+from saccade.cli import options
+from saccade.cli.batch import check_quality, run, spare_processor
 from saccade.errors import UsageError
 
 __all__ = ["describe", "develop", "names_file"]
@@ -16,27 +15,27 @@ __all__ = ["describe", "develop", "names_file"]
 
 def develop(
     inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="RAW files, folders or globs.")],
-    output: Output = None,
+    output: options.Output = None,
     white_balance: Annotated[
         str | None, typer.Option(help="camera, auto (grey world) or factors R,G,B.  [default: camera, or the model's]")
     ] = None,
-    model: LearntISP = None,
+    model: options.LearntISP = None,
     tone: Annotated[str | None, typer.Option(help="smooth, srgb or linear.  [default: smooth, or the model's]")] = None,
     bits: Annotated[int, typer.Option(help="Of a sample, 8 or 16.")] = 8,
     exposure: Annotated[float, typer.Option(help="Stops to brighten by.")] = 0.0,
     demosaic: Annotated[str, typer.Option(help="malvar or bilinear.")] = "malvar",
-    budget: BudgetOfISP = None,
-    threads: Threads = 0,
-    format: Format = None,  # noqa: A002
+    budget: options.BudgetOfISP = None,
+    threads: options.Threads = 0,
+    format: options.Format = None,  # noqa: A002
     quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP and AVIF.")] = None,
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    overwrite: options.Overwrite = False,
+    json: options.AsJson = False,
 ) -> None:
     """Develop RAW files of cameras with a Bayer sensor; needs the extra ``raw``.
 
     Each result stands beside its input as NAME.jpg (NAME.png with --bits 16) unless -o or --format says otherwise.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.io.raw import find_raws
     from saccade.restoration.develop import Developer
 

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from saccade.cli.batch import check_quality, parse_bytes, run
-from saccade.cli.options import (
-    AsJson,
-    Budget,
-    Device,
-    Flatten,
-    Format,
-    Inputs,
-    MaxMemory,
-    Output,
-    Overwrite,
-    Quality,
-    Threads,
-)
+from saccade.cli import options
+from saccade.cli.batch import check_quality, parse_bytes, run, spare_processor
 
 
 def restore(
-    inputs: Inputs,
-    output: Output = None,
+    inputs: options.Inputs,
+    output: options.Output = None,
     task: Annotated[str, typer.Option(help="auto (noise and JPEG), denoise, jpeg, weather or deblur.")] = "auto",
     model: Annotated[str, typer.Option(help="auto, a name (saccade list --task restoration) or a file.")] = "auto",
-    budget: Budget = None,
+    budget: options.Budget = None,
     perception: Annotated[
         float | None, typer.Option(help="0 least error ... 1 natural statistics: deep optimal transport.")
     ] = None,
@@ -37,22 +24,21 @@ def restore(
         Path | None, typer.Option(help="Statistics for --perception; default: those of the model.")
     ] = None,
     psf: Annotated[Path | None, typer.Option(help="With --task deblur: .npy of the point spread function.")] = None,
-    max_memory: MaxMemory = "1GB",
-    device: Device = "auto",
+    max_memory: options.MaxMemory = "1GB",
+    device: options.Device = "auto",
     backend: Annotated[str, typer.Option(help="auto (the fastest that works), openvino or torch.")] = "auto",
-    threads: Threads = 0,
-    format: Format = None,  # noqa: A002
-    quality: Quality = None,
-    flatten: Flatten = False,
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    threads: options.Threads = 0,
+    format: options.Format = None,  # noqa: A002
+    quality: options.Quality = None,
+    flatten: options.Flatten = False,
+    overwrite: options.Overwrite = False,
+    json: options.AsJson = False,
 ) -> None:
     """Repair pictures and clips: noise, JPEG blocks, rain and snow, known blur; metadata, alpha and sound are kept.
 
     Each result stands beside its input as NAME_restored.SUFFIX unless -o says otherwise.
     """
-    # torch's OpenMP threads spin while they wait; beside other busy processes that made seconds of work take minutes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.io import find_pictures
     from saccade.restoration.restore import Restorer
 

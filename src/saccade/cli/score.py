@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from saccade.cli.batch import spare_processor
 from saccade.cli.options import Budget, Overwrite, Pictures, Threads
 from saccade.errors import InputError, UsageError
 from saccade.io.files import check_target, reason
@@ -47,7 +48,7 @@ def score(
 
     Files that cannot be read are named at the end and make the exit code 1; the others are scored all the same.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.io import find_pictures
     from saccade.progress import bar
     from saccade.quality.reiqa.scoring import Scorer

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated, Any
 
 import typer
 
-from saccade.cli.batch import parse_bytes, run
-from saccade.cli.options import AsJson, Device, MaxMemory, Overwrite, Pictures, Threads
+from saccade.cli import options
+from saccade.cli.batch import parse_bytes, run, spare_processor
 from saccade.errors import UsageError
 
 __all__ = ["parse_scale", "parse_size", "shrink"]
@@ -47,25 +46,25 @@ def parse_scale(text: str | None) -> tuple[float, float] | None:
 
 
 def shrink(
-    inputs: Pictures,
+    inputs: options.Pictures,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="PNG file or folder; default beside the input.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="Width x height of the small picture, e.g. 1237x820.")] = None,
     scale: Annotated[str | None, typer.Option(help="By how much: 2.5, or 1.6x2.9 for width and height.")] = None,
     model: Annotated[str, typer.Option(help="A name (saccade list 'iarn*') or a file of weights.")] = "iarn",
-    max_memory: MaxMemory = "1GB",
-    device: Device = "auto",
-    threads: Threads = 0,
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    max_memory: options.MaxMemory = "1GB",
+    device: options.Device = "auto",
+    threads: options.Threads = 0,
+    overwrite: options.Overwrite = False,
+    json: options.AsJson = False,
 ) -> None:
     """Shrink pictures to PNGs that look like ordinary small ones and hold what `saccade enlarge` needs.
 
     Each result stands beside its input as NAME_small.png unless -o says otherwise. Keep it as it is: lossy compression
     or a change of its colours destroys what is hidden.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.io import find_pictures
     from saccade.restoration.rescale import Shrinker
 

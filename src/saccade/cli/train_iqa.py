@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json as json_module
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.cli.batch import spare_processor
 from saccade.cli.options import Budget, Threads
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.io.files import check_target, reason
@@ -21,6 +21,7 @@ from saccade.io.files import check_target, reason
 if TYPE_CHECKING:
     import numpy as np
 
+    from saccade.quality.reiqa.network import ReIQA
     from saccade.quality.reiqa.scoring import Scorer
 
 
@@ -53,7 +54,7 @@ def train_iqa(
     would tell how well the pictures are remembered. Without that column every picture counts as its own content. A
     column split (train or test) fits on the one part and tests on the other.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.progress import track
     from saccade.quality.reiqa.scoring import Regressor, Scorer
 
@@ -86,6 +87,7 @@ def train_reiqa(
     pictures: Annotated[int, typer.Option(help="Photographs in a step.")] = 4,
     copies: Annotated[int, typer.Option(help="Distorted copies of each.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of weights, crops and distortions.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Weights whose encoders are kept: regressors alone.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
 ) -> None:
@@ -94,30 +96,51 @@ def train_reiqa(
 
     from saccade.data.pairs import photographs
     from saccade.quality.reiqa.moco import Recipe
-    from saccade.quality.reiqa.synthetic import save_small, train_small
+    from saccade.quality.reiqa.synthetic import fit_regressors, save_small, train_small
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out names a .safetensors file, not {out}")
     check_target(out, overwrite)
     if threads:
         torch.set_num_threads(threads)
-    began = perf_counter()
-    recipe = Recipe(steps=steps, rate=rate, pictures=pictures, copies=copies, seed=seed)
+    began, files = perf_counter(), photographs(data)
 
     def say(branch: str, step: int, loss: float, right: float, encoder: Any) -> None:
         if step % 250 == 0:
             typer.echo(f"{branch} {step}: loss {loss:.3f}, own key nearest for {right:.1%}", err=True)
 
-    model, errors = train_small(photographs(data), recipe, content_steps, say=say, threads=threads)
-    words = f"--steps {steps} --content-steps {content_steps} --rate {rate:g} --pictures {pictures} --copies {copies}"
+    if start is None:
+        recipe = Recipe(steps=steps, rate=rate, pictures=pictures, copies=copies, seed=seed)
+        model, fits = train_small(files, recipe, content_steps, say=say, threads=threads)
+        words = (
+            f"--steps {steps} --content-steps {content_steps} --rate {rate:g} --pictures {pictures} --copies {copies}"
+        )
+    else:
+        model, steps, words = _with_regressors(start), 0, f"--start {start.name}"
+        fits = fit_regressors(model, files, seed, threads)
     save_small(
         model,
         out,
         trained_by=f"saccade train reiqa --data {data.name} {words} --seed {seed}",
         training=json_module.dumps({"steps": steps, "seconds": round(perf_counter() - began, 1)}),
     )
-    found = ", ".join(f"{name} {error:.1f}" for name, error in errors.items())
-    typer.echo(f"{out}  left-out error in points of 100: {found}")
+    typer.echo(f"{out}  on photographs left out of the fit:")
+    for name, f in fits.items():
+        typer.echo(
+            f"  {name}: SRCC with the level of damage {f.srcc:.3f}, {f.in_order:.1%} of neighbouring levels in order, "
+            f"left-out error {f.left_out_error:.1f} points (penalty {f.alpha:g})"
+        )
+
+
+def _with_regressors(path: Path) -> ReIQA:
+    """A file of reiqa_small, or of whatever else has regressors to fit."""
+    from saccade.checkpoint import load
+    from saccade.quality.reiqa.network import ReIQA
+
+    model = load(path)
+    if not isinstance(model, ReIQA) or not model.scores:
+        raise UsageError(f"--start takes weights that saccade train reiqa wrote; {path} holds no regressors")
+    return model
 
 
 def fit(features: Sequence[np.ndarray], rows: Sequence[Rated], splits: int, seed: int) -> tuple[Any, dict[str, Any]]:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
-from saccade.cli.batch import run
+from saccade.cli import options
+from saccade.cli.batch import run, spare_processor
 from saccade.cli.develop import describe, names_file
-from saccade.cli.options import AsJson, BudgetOfISP, LearntISP, Output, Overwrite, Pictures, Threads
 
 __all__ = ["unprocess"]
 
 
 def unprocess(
-    inputs: Pictures,
-    output: Output = None,
-    model: LearntISP = None,
+    inputs: options.Pictures,
+    output: options.Output = None,
+    model: options.LearntISP = None,
     pattern: Annotated[str, typer.Option(help="Bayer pattern: rggb, bggr, grbg or gbrg.")] = "rggb",
     seed: Annotated[int | None, typer.Option(help="Draw a camera at random instead of the average one.")] = None,
-    budget: BudgetOfISP = None,
-    threads: Threads = 0,
+    budget: options.BudgetOfISP = None,
+    threads: options.Threads = 0,
     format: Annotated[str | None, typer.Option(help="dng, npz or tiff; default: by the suffix, else dng.")] = None,  # noqa: A002
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    overwrite: options.Overwrite = False,
+    json: options.AsJson = False,
 ) -> None:
     """Make RAW files of pictures: what a camera would have recorded, for training and testing on RAW.
 
     Each result stands beside its input as NAME.dng unless -o or --format says otherwise.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.io import find_pictures
     from saccade.restoration.unprocess import Unprocessor
 

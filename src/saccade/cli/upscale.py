@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from saccade.cli.batch import check_quality, parse_bytes, run
-from saccade.cli.options import (
-    AsJson,
-    Budget,
-    Device,
-    Flatten,
-    Format,
-    Inputs,
-    MaxMemory,
-    Output,
-    Overwrite,
-    Quality,
-    Threads,
-)
+from saccade.cli import options
+from saccade.cli.batch import check_quality, parse_bytes, run, spare_processor
 
 
 def upscale(
-    inputs: Inputs,
-    output: Output = None,
+    inputs: options.Inputs,
+    output: options.Output = None,
     scale: Annotated[int | None, typer.Option(help="2, 3 or 4.  [default: 2, or the weights file's own]")] = None,
     model: Annotated[str, typer.Option(help="auto, a name (saccade list --task super-resolution) or a file.")] = "auto",
-    budget: Budget = None,
-    max_memory: MaxMemory = "1GB",
-    device: Device = "auto",
+    budget: options.Budget = None,
+    max_memory: options.MaxMemory = "1GB",
+    device: options.Device = "auto",
     backend: Annotated[
         str, typer.Option(help="auto (the fastest installed), openvino, onnxruntime or torch.")
     ] = "auto",
-    threads: Threads = 0,
+    threads: options.Threads = 0,
     precision: Annotated[str, typer.Option(help="float32, or int8: faster, a little less exact.")] = "float32",
-    format: Format = None,  # noqa: A002
-    quality: Quality = None,
-    flatten: Flatten = False,
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    format: options.Format = None,  # noqa: A002
+    quality: options.Quality = None,
+    flatten: options.Flatten = False,
+    overwrite: options.Overwrite = False,
+    json: options.AsJson = False,
 ) -> None:
     """Enlarge pictures and clips by 2, 3 or 4: streamed, in bounded memory, with profile, EXIF, alpha and sound kept.
 
     Each result stands beside its input as NAME_x2.SUFFIX unless -o says otherwise.
     """
-    # torch's OpenMP threads spin while they wait; beside other busy processes that made seconds of work take minutes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spare_processor()
     from saccade.io import find_pictures
     from saccade.restoration.clips import ClipUpscaler, upscaler
 
