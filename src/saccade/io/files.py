@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import weakref
+from abc import ABC, abstractmethod
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from saccade.errors import InputError
 
-__all__ = ["check_target", "first_bytes", "reason", "temporary_beside"]
+__all__ = ["UnderWay", "check_target", "first_bytes", "reason", "temporary_beside"]
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -52,3 +56,34 @@ def temporary_beside(path: Path) -> Path:
 def reason(error: Exception) -> str:
     """What the system said, in one line: 'permission denied'."""
     return " ".join((getattr(error, "strerror", None) or str(error)).lower().split())
+
+
+class UnderWay(ABC):
+    """A file that is being written under another name. A context manager: an exception inside leaves nothing behind.
+
+    Attributes:
+        path: what it will be called.
+    """
+
+    path: Path
+    #: stops what is at work and removes the unfinished file; also when the writer is forgotten, and at exit
+    _discard: weakref.finalize[Any, Any]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the file and give it its name. Does nothing when already closed or aborted."""
+
+    def abort(self) -> None:
+        """Stop and leave nothing behind. Does nothing when already closed or aborted."""
+        self._discard()

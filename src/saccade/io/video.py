@@ -21,13 +21,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from saccade.errors import InputError, UnavailableError, UsageError
-from saccade.io.files import check_target, first_bytes, reason, temporary_beside
+from saccade.io.files import UnderWay, check_target, first_bytes, reason, temporary_beside
 from saccade.io.finding import VIDEO_SUFFIXES
 
 __all__ = ["VideoReader", "VideoWriter", "open_video"]
@@ -210,7 +210,7 @@ class VideoReader:
         return InputError(f"cannot read {self.path}: it ends after {size} bytes{frames} (truncated video)")
 
 
-class VideoWriter:
+class VideoWriter(UnderWay):
     """A clip under way, frame by frame; a context manager: an exception inside leaves nothing behind.
 
     Args:
@@ -288,17 +288,6 @@ class VideoWriter:
             raise
         self._pending = next(self._audio, None)
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
     def write(self, frame: np.ndarray, time: Fraction | float | None = None) -> None:
         """Append a frame, (height, width, 3) uint8 RGB.
 
@@ -358,10 +347,6 @@ class VideoWriter:
         except (av.error.FFmpegError, OSError) as error:
             self._fail(error)
         self._discard.detach()
-
-    def abort(self) -> None:
-        """Stop and leave nothing behind. Does nothing when already closed or aborted."""
-        self._discard()
 
     def _time(self, time: Fraction | float | None) -> Fraction:
         if time is not None:

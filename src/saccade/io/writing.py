@@ -13,14 +13,13 @@ import os
 import threading
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 from saccade.errors import InputError, UnavailableError, UsageError
 from saccade.io.feed import BrokenFeedError, RowFeed
-from saccade.io.files import check_target, reason, temporary_beside
+from saccade.io.files import UnderWay, check_target, reason, temporary_beside
 from saccade.io.formats import BY_SUFFIX, FORMATS, Format, last_line, libvips
 
 __all__ = ["PictureWriter", "Saving", "Tagged", "create_picture", "save_picture"]
@@ -110,7 +109,7 @@ def create_picture(
     return PictureWriter(path, key, (height, width, bands), has_alpha, dtype, like, options)
 
 
-class PictureWriter:
+class PictureWriter(UnderWay):
     """A picture under way; made by `create_picture`. A context manager: an exception inside leaves nothing behind.
 
     Attributes:
@@ -147,17 +146,6 @@ class PictureWriter:
         self._encoder.start()
         # also when the writer is forgotten, and at exit: stop the thread and remove the unfinished file
         self._discard = weakref.finalize(self, _discard, self._feed, self._encoder, self._temporary)
-
-    def __enter__(self) -> PictureWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     def write_rows(self, colour: np.ndarray, alpha: np.ndarray | None = None) -> None:
         """Append rows: colour (h, width, bands), or (h, width) for grey; alpha (h, width) where it was announced.
@@ -215,10 +203,6 @@ class PictureWriter:
             self.abort()
             raise InputError(f"cannot write {self.path}: {reason(error)}") from None
         self._discard.detach()
-
-    def abort(self) -> None:
-        """Stop and leave nothing behind. Does nothing when already closed or aborted."""
-        self._discard()
 
     def _fail(self) -> None:
         self._encoder.join()
