@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -103,7 +104,8 @@ def plainly(m: SpectrumMixer, x: Tensor) -> Tensor:
                 mean = inside.square().mean((1, 2)) if inside.numel() else torch.zeros(batch)
                 bands[:, q * 16 + c] = torch.log(1 + torch.sqrt(1e-6 + mean))
         drawn = m.gen(torch.cat([bands, u.mean((2, 3))], 1)).view(batch, m.bases, inner).softmax(1)
-        gains = sum(drawn[:, k, :, None, None] * phi[k].repeat_interleave(size, 0)[None] for k in range(m.bases))  # type: ignore[assignment]
+        shares = [drawn[:, k, :, None, None] * phi[k].repeat_interleave(size, 0)[None] for k in range(m.bases)]
+        gains = functools.reduce(torch.add, shares)
     return m.p2(idct2(f * (1 + gains), form="naive").permute(0, 2, 3, 1))
 
 

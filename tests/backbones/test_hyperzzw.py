@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -87,9 +88,9 @@ def test_earlier_features_are_repeated_as_a_whole() -> None:
 
 
 def test_which_outputs_join_which_block() -> None:
-    model = create("hyperzzw_cifar", weights=None, num_classes=10)
+    model: Any = create("hyperzzw_cifar", weights=None, num_classes=10)
     widths = [3, 12, 36, 72, 144]
-    inputs = [s.bottleneck.in_channels // w for s, w in zip(model.stages, widths, strict=True)]  # type: ignore[union-attr]
+    inputs = [s.bottleneck.in_channels // w for s, w in zip(model.stages, widths, strict=True)]
     assert inputs == [10, 10, 11, 11, 12]
 
 
@@ -199,7 +200,7 @@ def test_the_penalty_is_norms_of_the_mixing_layers() -> None:
     )
     assert float(model.penalty().detach()) == pytest.approx(plain - generators, rel=1e-3)
     model.penalty().backward()
-    assert model.stages[0].slow_global.output.weight.grad is not None  # type: ignore[union-attr]
+    assert model.get_parameter("stages.0.slow_global.output.weight").grad is not None
 
 
 def test_the_start_is_part_of_the_weights() -> None:

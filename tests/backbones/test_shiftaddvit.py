@@ -102,7 +102,10 @@ def test_the_published_layout_is_read_and_tells_the_configuration(options: dict[
         torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 
-def test_each_step_keeps_what_it_can() -> None:
+def test_each_step_keeps_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(t: Tensor) -> tuple[Tensor, Tensor]:
+        return t.new_tensor([1.0, 0.0]).expand(len(t), 2), torch.ones(len(t), 2)
+
     start = SMALL.make(**DENSE)
     x = SMALL.picture()
     with pytest.raises(UsageError, match="while its linear layers are dense"):
@@ -116,7 +119,7 @@ def test_each_step_keeps_what_it_can() -> None:
     chosen = []
     with torch.no_grad():
         for layer in mixed.mixtures:
-            layer.gate.forward = lambda t: (t.new_tensor([1.0, 0.0]).expand(len(t), 2), torch.ones(len(t), 2))  # type: ignore[method-assign]
+            monkeypatch.setattr(layer.gate, "forward", first)
         torch.testing.assert_close(mixed(x), soft(x), rtol=1e-4, atol=1e-4)
         chosen = [m.share for m in mixed.mixtures]
     assert chosen == [0.0] * len(mixed.mixtures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -22,9 +24,9 @@ from saccade.registry import create
         ),
     ],
 )
-def test_the_plain_twin_is_the_same_function(suite: object, name: str, options: dict[str, object]) -> None:
+def test_the_plain_twin_is_the_same_function(suite: ModuleType, name: str, options: dict[str, object]) -> None:
     model, x = create(name, weights=None, **options), torch.randn(1, 3, 224, 224)
-    twin = suite.plain(model)  # type: ignore[attr-defined]
+    twin = suite.plain(model)
     with torch.no_grad():
         torch.testing.assert_close(twin(x), model(x), rtol=1e-4, atol=1e-4)
     assert {m.path for m in twin.modules() if isinstance(m, LargeDepthwise)} == {"torch"}

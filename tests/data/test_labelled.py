@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,8 @@ def told(found: Labelled) -> set[tuple[int, tuple[int, int], int]]:
 
 
 @pytest.mark.parametrize("make", [as_folder, as_shards, as_data_set])
-def test_all_three_give_the_same_pictures(tmp_path: Path, make: object) -> None:
-    found = labelled(make(tmp_path / "set"))  # type: ignore[operator]
+def test_all_three_give_the_same_pictures(tmp_path: Path, make: Callable[[Path], str]) -> None:
+    found = labelled(make(tmp_path / "set"))
     assert len(found.classes) == 3
     assert told(found) == {(i % 3, (30, 20 + i), 10 * i) for i in range(6)}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,10 +51,11 @@ def test_values_and_gradients_are_those_of_the_definition(
     bias = torch.randn(rows, generator=chance).to(dtype) if biased else None
     dy = torch.randn((*lead, rows), generator=chance).to(dtype)
     found = []
-    for path in (shift_linear, naive.shift_linear):
+    paths: tuple[Callable[..., Tensor], ...] = (shift_linear, naive.shift_linear)
+    for path in paths:
         given = [t.clone().requires_grad_() for t in (x, shift, sign, bias) if t is not None]
         told = given if biased else [*given, None]
-        y = path(*told, bits=5) if path is shift_linear else path(*told, 5)  # type: ignore[operator]
+        y = path(*told, bits=5)
         found.append([y.detach(), *torch.autograd.grad(y, given, dy)])
     close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     for fast, true in zip(*found, strict=True):
@@ -149,9 +153,10 @@ def test_bytes_and_operations_are_those_of_the_sizes() -> None:
 
 def test_what_describes_no_shift_weights_is_refused() -> None:
     shift, sign = weights(3, 4, 5)
-    for bits in (1, 9, True, 5.0):
+    wrong_bits: tuple[Any, ...] = (1, 9, True, 5.0)
+    for bits in wrong_bits:
         with pytest.raises(UsageError, match="2 to 8 bits"):
-            shift_linear(torch.zeros(1, 4), shift, sign, bits=bits)  # type: ignore[arg-type]
+            shift_linear(torch.zeros(1, 4), shift, sign, bits=bits)
     with pytest.raises(InputError, match="shift layer takes"):
         shift_linear(torch.zeros(1, 5), shift, sign)
     for wrong in (

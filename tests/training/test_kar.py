@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,6 @@ def test_it_goes_on_from_its_state() -> None:
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"betas": ()}, {"betas": (1.0,)}, {"betas": (-0.1,)}])
-def test_impossible_settings_are_refused(options: dict[str, object]) -> None:
+def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="Kar takes"):
-        Kar([nn.Parameter(torch.zeros(1))], **options)  # type: ignore[arg-type]
+        Kar([nn.Parameter(torch.zeros(1))], **options)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +57,12 @@ def read_digits(folder: Path, part: str = "train") -> Digits:
 
 
 def _read(folder: Path, name: str, magic: int, axes: int) -> Tensor:
-    opened = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+    opened: dict[str, Callable[[Path, str], Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
     path = next((p for p in (folder / f"{name}{end}" for end in opened) if p.is_file()), None)
     if path is None:
         raise InputError(f"no {name} in {folder} (plain, .gz or .xz)")
     try:
-        with opened[path.suffix if path.suffix in opened else ""](path, "rb") as file:  # type: ignore[operator]
+        with opened[path.suffix if path.suffix in opened else ""](path, "rb") as file:
             data: bytes = file.read()
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise InputError(f"{path} is damaged or cannot be read: {error}") from error

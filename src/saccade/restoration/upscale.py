@@ -97,6 +97,7 @@ class Upscaler(Streamed):
         self.max_memory, self.threads = max_memory, threads
         self.device = chosen_device(device, backend)
         self.choice = self._choose(str(model), scale)
+        self.scale, self.halo, self.grid = self.choice.scale, self.choice.halo, int(self.choice.facts.get("grid", 1))
         self.backend, self.precision = self._backend(backend), precision
         if precision == "int8" and self.backend != "openvino":
             raise UsageError(f"int8 runs with the openvino backend on a CPU, not with {self.backend} on {self.device}")
@@ -240,21 +241,6 @@ class Upscaler(Streamed):
                 yield (x.float() / float(np.iinfo(patch.dtype).max)).permute(2, 0, 1)[None].to(self.device)
 
         network.calibrate(tensors(), self.budget)
-
-    @property
-    def scale(self) -> int:  # type: ignore[override]
-        """Enlargement."""
-        return self.choice.scale
-
-    @property
-    def halo(self) -> int:  # type: ignore[override]
-        """Input pixels that an output pixel sees beyond its own place."""
-        return self.choice.halo
-
-    @property
-    def grid(self) -> int:  # type: ignore[override]
-        """Windows begin at multiples of this, where a network sees the picture in blocks."""
-        return int(self.choice.facts.get("grid", 1))
 
     @property
     def looks_first(self) -> bool:

@@ -16,7 +16,7 @@ from saccade.budget import has_budget
 from saccade.checkpoint import load, save
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
-from saccade.quality.reiqa.encoder import Encoder, Head, local_contrast, window_mean
+from saccade.quality.reiqa.encoder import Block, Encoder, Head, local_contrast, window_mean
 from saccade.quality.reiqa.network import LAYOUTS, ReIQA, from_official, with_content
 from saccade.registry import create, list_models
 
@@ -50,12 +50,12 @@ def tiny(content: bool = True) -> ReIQA:
 
 @pytest.mark.parametrize(("block", "name"), [("bottleneck", "resnet50"), ("basic", "resnet18")])
 @torch.no_grad()
-def test_the_encoder_is_timms_resnet(block: str, name: str) -> None:
+def test_the_encoder_is_timms_resnet(block: Block, name: str) -> None:
     timm = pytest.importorskip("timm")
     widths = {"layers": (1, 1, 2, 1)} if block == "bottleneck" else {}
     layers = widths.get("layers", (2, 2, 2, 2))
     theirs = timm.create_model(name, num_classes=0, **widths).eval()
-    ours = Encoder(block, layers, (64, 128, 256, 512)).eval()  # type: ignore[arg-type]
+    ours = Encoder(block, layers, (64, 128, 256, 512)).eval()
     randomise(theirs)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = picture(1, 3, 70, 53)
@@ -70,8 +70,10 @@ def test_the_encoder_is_timms_resnet(block: str, name: str) -> None:
 )
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_folding_the_norms_keeps_the_function_at_any_size(height: int, width: int, block: str, contrast: bool) -> None:
-    encoder = Encoder(block, (1, 2), (4, 6), 5, contrast).eval().double()  # type: ignore[arg-type]
+def test_folding_the_norms_keeps_the_function_at_any_size(
+    height: int, width: int, block: Block, contrast: bool
+) -> None:
+    encoder = Encoder(block, (1, 2), (4, 6), 5, contrast).eval().double()
     randomise(encoder)
     x = picture(2, 3, height, width).double()
     before = encoder(x)

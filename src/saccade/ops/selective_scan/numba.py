@@ -44,6 +44,9 @@ FUSED = {"contract"}
 #: sums over lanes may be taken in any order
 SUMMED = {"contract", "reassoc"}
 
+Sizes = tuple[int, int, int, int, int]  # B, L, K, E, N
+Strides = tuple[int, ...]  # over B, L and K
+
 
 def _compiled(fastmath: set[str]) -> Callable[[Any], Any]:
     """Compile at the first call, outside of Python's lock, and keep the code for the next process.
@@ -147,10 +150,8 @@ def _sigmoid(x: float) -> float:
 def _by_width(double: Callable[[float], float], single: Any) -> None:
     """In compiled code ``double`` is itself for float64, and ``single`` for float32."""
     itself = numba.njit(double)
-
-    @overload(double)
-    def choose(x):  # type: ignore[no-untyped-def]  # Numba wants the names and no more of what it returns
-        return (lambda x: single(x)) if x == types.float32 else (lambda x: itself(x))
+    # lambdas: Numba wants the same argument, without a type, in what chooses and in what is chosen
+    overload(double)(lambda x: (lambda x: single(x)) if x == types.float32 else (lambda x: itself(x)))
 
 
 _by_width(_exp2, _exp2_single)
@@ -212,7 +213,11 @@ def _store_states(value: Any, x: Any, low: Any, count: Any) -> None:
 
 
 @_compiled(FUSED)
-def _inputs(b, k, low, count, first, steps, sizes, reverse, softplus, delta, ds, u, us, raw, step, x, fed):  # type: ignore[no-untyped-def]
+def _inputs(
+    b: int, k: int, low: int, count: int, first: int, steps: int, sizes: Sizes, reverse: bool, softplus: bool,
+    delta: np.ndarray, ds: Strides, u: np.ndarray, us: Strides,
+    raw: np.ndarray, step: np.ndarray, x: np.ndarray, fed: np.ndarray,
+) -> None:  # fmt: skip
     """Fill the buffers (STEPS, LANES) of a segment: delta as it is and as it is used, u, and the two multiplied."""
     for i in range(steps):
         t = sizes[1] - 1 - first - i if reverse else first + i
@@ -226,7 +231,10 @@ def _inputs(b, k, low, count, first, steps, sizes, reverse, softplus, delta, ds,
 
 
 @_compiled(FUSED)
-def _advance(i, states, step, rate, fed, B, at_b, C, at_c, h, out):  # type: ignore[no-untyped-def]
+def _advance(
+    i: int, states: int, step: np.ndarray, rate: np.ndarray, fed: np.ndarray, B: np.ndarray, at_b: int,
+    C: np.ndarray, at_c: int, h: np.ndarray, out: np.ndarray,
+) -> None:  # fmt: skip
     """Step ``i`` of a segment for all states, and what is read out of them. (No views: each would be counted.)"""
     for e in range(LANES):
         out[e] = 0
@@ -239,7 +247,11 @@ def _advance(i, states, step, rate, fed, B, at_b, C, at_c, h, out):  # type: ign
 
 
 @_compiled(FUSED)
-def _forward(first, every, sizes, reverse, softplus, u, us, delta, ds, rates, B, bs, C, cs, start, kept, y, ys, last):  # type: ignore[no-untyped-def]
+def _forward(
+    first: int, every: int, sizes: Sizes, reverse: bool, softplus: bool, u: np.ndarray, us: Strides,
+    delta: np.ndarray, ds: Strides, rates: np.ndarray, B: np.ndarray, bs: Strides, C: np.ndarray, cs: Strides,
+    start: np.ndarray, kept: np.ndarray, y: np.ndarray, ys: Strides, last: np.ndarray,
+) -> None:  # fmt: skip
     """Units ``first``, ``first + every``, ... of the whole."""
     batch, length, groups, each, states = sizes
     rate, h, out = np.empty((states, LANES), u.dtype), np.empty((states, LANES), u.dtype), np.empty(LANES, u.dtype)
@@ -263,7 +275,10 @@ def _forward(first, every, sizes, reverse, softplus, u, us, delta, ds, rates, B,
 
 
 @_compiled(FUSED)
-def _segment(steps, states, step, fed, into, rate, decays, path):  # type: ignore[no-untyped-def]
+def _segment(
+    steps: int, states: int, step: np.ndarray, fed: np.ndarray, into: np.ndarray, rate: np.ndarray,
+    decays: np.ndarray, path: np.ndarray,
+) -> None:  # fmt: skip
     """Decays (STEPS, N, LANES) of a segment and its states, (STEPS + 1, N, LANES), from the one that comes in."""
     for i in range(steps):
         for n in range(states):
@@ -274,7 +289,10 @@ def _segment(steps, states, step, fed, into, rate, decays, path):  # type: ignor
 
 
 @_compiled(SUMMED)
-def _adjoint(i, n, into, outof, gy, fed, step, rate, path, decays, carry, q, g_step, g_rate):  # type: ignore[no-untyped-def]
+def _adjoint(
+    i: int, n: int, into: float, outof: float, gy: np.ndarray, fed: np.ndarray, step: np.ndarray, rate: np.ndarray,
+    path: np.ndarray, decays: np.ndarray, carry: np.ndarray, q: np.ndarray, g_step: np.ndarray, g_rate: np.ndarray,
+) -> tuple[float, float]:  # fmt: skip
     """One state of one step: hands ``carry`` on to the step before, adds to gradients; returns those of B and C."""
     g_into, g_outof = gy[i, 0] * 0, gy[i, 0] * 0
     for e in range(LANES):
@@ -291,10 +309,13 @@ def _adjoint(i, n, into, outof, gy, fed, step, rate, path, decays, carry, q, g_s
 
 
 @_compiled(FUSED)
-def _backward(  # type: ignore[no-untyped-def]
-    first, every, sizes, reverse, softplus, u, us, delta, ds, A, rates, B, bs, C, cs, gy, gs, g_state, kept,
-    gu, gus, g_delta, gds, gA, gB, gC, g_start,
-):  # fmt: skip
+def _backward(
+    first: int, every: int, sizes: Sizes, reverse: bool, softplus: bool, u: np.ndarray, us: Strides,
+    delta: np.ndarray, ds: Strides, A: np.ndarray, rates: np.ndarray, B: np.ndarray, bs: Strides,
+    C: np.ndarray, cs: Strides, gy: np.ndarray, gs: Strides, g_state: np.ndarray, kept: np.ndarray,
+    gu: np.ndarray, gus: Strides, g_delta: np.ndarray, gds: Strides,
+    gA: np.ndarray, gB: np.ndarray, gC: np.ndarray, g_start: np.ndarray,
+) -> None:  # fmt: skip
     """Units of the whole, as `_forward`; gA, gB and gC are parts, to be summed over batch or blocks of channels."""
     batch, length, groups, each, states = sizes
     blocks, kind = (each + LANES - 1) // LANES, u.dtype
@@ -373,7 +394,7 @@ def _whole(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def _sizes(x: Operands) -> tuple[int, int, int, int, int]:
+def _sizes(x: Operands) -> Sizes:
     """(B, L, K, E, N)."""
     batch, length, groups, each = x.u.shape
     return batch, length, groups, each, x.A.shape[1]
