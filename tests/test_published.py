@@ -235,3 +235,20 @@ def test_the_command_lists_fetches_and_clears(found: published.Published, capsys
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 2
+
+
+def test_weights_of_one_enlargement_are_not_put_into_another(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "cache"))
+    address = f"http://127.0.0.1:{server.server_port}/espcn.safetensors"
+    espcn = saccade.create("espcn", weights=None, scale=3)
+    saccade.save(espcn, tmp_path / "espcn.safetensors")
+    server.data = (tmp_path / "espcn.safetensors").read_bytes()
+    made = published.Published("espcn", address, "MIT", "https://example.org", scale=3)
+    monkeypatch.setattr(published, "published", lambda: {"espcn": made})
+    x = torch.rand(1, 1, 8, 8)
+    assert saccade.create("espcn", weights="official")(x).shape == (1, 1, 24, 24)  # x2 is its default otherwise
+    torch.testing.assert_close(saccade.create("espcn", weights="official", scale=3)(x), espcn.eval()(x))
+    with pytest.raises(UsageError, match="published weights of espcn are for x3, not for x2"):
+        saccade.create("espcn", weights="official", scale=2)

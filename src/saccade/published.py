@@ -21,7 +21,7 @@ from saccade.cache import cache_folder
 from saccade.errors import CheckpointError, InputError, UnavailableError, UsageError, first_line
 from saccade.progress import bar
 
-__all__ = ["Published", "cached", "load_official", "official", "published", "remove"]
+__all__ = ["Published", "cached", "load_official", "official", "published", "published_scale", "remove"]
 
 INDEX = Path(__file__).with_name("published.toml")
 TIMEOUT = 30.0  # seconds without a byte
@@ -38,6 +38,7 @@ class Published:
         url: where its authors put it.
         licence, page: under which terms, and where they stand.
         bytes, sha256: where they are known.
+        scale: the enlargement that it was trained for, where the model offers several.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Published:
     page: str
     bytes: int | None = None
     sha256: str | None = None
+    scale: int | None = None
 
     @property
     def file(self) -> Path:
@@ -138,8 +140,16 @@ def official(name: str, say: Callable[[str], Any] | None = None) -> Path:
     return found.file
 
 
+def published_scale(name: str) -> int | None:
+    """The enlargement that the published weights of a model are for; None where there is no choice."""
+    known = published().get(name)
+    return known.scale if known else None
+
+
 def load_official(model: Any, name: str, options: Mapping[str, Any], say: Callable[[str], Any] | None = None) -> None:
     """Put the published weights into a network made by `saccade.create`.
+
+    The enlargement must be the published one (`Published.scale`; see `published_scale`).
 
     A classifier of another size than the published one (``num_classes`` among the options) stays as it is, freshly
     made; so does none, or one that ``features_only`` dropped.
@@ -149,6 +159,9 @@ def load_official(model: Any, name: str, options: Mapping[str, Any], say: Callab
     """
     from saccade.checkpoint import fit, read_state
 
+    wanted = published_scale(name)
+    if wanted is not None and options.get("scale") != wanted:
+        raise UsageError(f"the published weights of {name} are for x{wanted}, not for x{options.get('scale')}")
     path = official(name, say)
     state, _ = read_state(path)
     features_only = bool(options.get("features_only"))

@@ -256,6 +256,15 @@ def check_scale(found: ModelEntry, scale: int) -> None:
         raise UsageError(f"{found.name} has no x{scale}, it enlarges by {offered}{tail}")
 
 
+def _first_scale(found: ModelEntry, weights: object) -> int:
+    """The enlargement of a model where none was asked for: that of its published weights, if it is to have them."""
+    if weights == "official":
+        from saccade.published import published_scale
+
+        return published_scale(found.name) or found.scales[0]
+    return found.scales[0]
+
+
 def create(name: str, weights: str | Path | None = "default", **options: Any) -> nn.Module:
     """Make a model by its name, in evaluation mode.
 
@@ -272,7 +281,7 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
     found = entry(name)
     function = load_function(found.module, found.function)
     if found.scales:
-        options.setdefault("scale", found.scales[0])
+        options.setdefault("scale", _first_scale(found, weights))
         check_scale(found, options["scale"])
     try:
         model: nn.Module = function(name, **options) if found.variant else function(**options)
