@@ -212,6 +212,13 @@ def test_the_start_is_part_of_the_weights() -> None:
         assert torch.equal(again(SMALL.picture()), model(SMALL.picture()))
 
 
+def test_the_classifier_starts_as_torch_has_it() -> None:
+    """With deviations of 0.02 the network learns far more slowly."""
+    head = create("hyperzzw_cifar", weights=None, num_classes=10).head
+    assert float(head.weight.detach().std()) == pytest.approx((3 * 288) ** -0.5, rel=0.05)
+    assert head.bias.detach().abs().max() > 0
+
+
 def test_a_generators_output_shrinks_with_its_places() -> None:
     def spread(side: int) -> float:
         torch.manual_seed(0)
