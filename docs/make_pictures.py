@@ -62,8 +62,32 @@ def comparison(target: np.ndarray, scale: int = 2) -> Image.Image:
     return sheet
 
 
+def foveated(target: np.ndarray, side: int = 512, shown: int = 320) -> Image.Image:
+    """A square of the photograph, and how it looks to an eye on the cross: texture, then blur, in the periphery."""
+    from saccade.backbones.foveated import foveate
+
+    square = np.ascontiguousarray(target[-side - 128 : -128, :side])
+    fixation = (0.87, 0.565)  # the face of the viewer
+    columns = {
+        "original": Image.fromarray(square),
+        "texture, scale 0.4": Image.fromarray(foveate(square, fixation)),
+        "blur": Image.fromarray(foveate(square, fixation, kind="blur")),
+    }
+    sheet = Image.new("RGB", (len(columns) * (shown + 6) - 6, shown + CAPTION), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, (words, picture) in enumerate(columns.items()):
+        left = i * (shown + 6)
+        sheet.paste(picture.resize((shown, shown), Image.Resampling.LANCZOS), (left, 0))
+        draw.text((left + shown / 2, shown + CAPTION / 2), words, fill="black", font=font, anchor="mm")
+        x, y = left + fixation[0] * shown, fixation[1] * shown
+        for ends in ((x - 6, y, x + 6, y), (x, y - 6, x, y + 6)):
+            draw.line(ends, fill="red", width=2)
+    return sheet
+
+
 if __name__ == "__main__":
     MADE.mkdir(exist_ok=True)
     sheet = comparison(photograph())
     sheet.quantize(256, dither=Image.Dither.NONE).save(MADE / "comparison.png", optimize=True)
     print(f"{MADE / 'comparison.png'}  {(MADE / 'comparison.png').stat().st_size:,} bytes")
+    foveated(photograph()).save(MADE / "foveated.jpg", quality=88)

@@ -1,0 +1,34 @@
+"""Foveated perceptual systems: a fixed stage that shows pictures as an eye might, in front of a trainable network.
+
+Deza and Konkle, "Emergent Properties of Foveated Perceptual Systems", arXiv:2006.07991; the transform from Deza,
+Jonnalagadda and Eckstein, "Towards Metamerism via Foveated Style Transfer", ICLR 2019, arXiv:1705.10041.
+
+windows.py      pooling windows that grow with eccentricity, and the regions that they make on a grid of features
+adain.py        AdaIN, CORAL, the published encoder and decoder, their losses and their files
+lapped.py       features with an exact inverse, where there are no published files
+transform.py    the foveated texture transform
+blurs.py        the controls: uniform and foveated blur, matched by SSIM
+systems.py      the four systems, as stages and as networks
+foveate.py      one call for one picture
+probes.py       occlusion, spatial frequency, cue conflict
+"""
+
+from __future__ import annotations
+
+from saccade.backbones.foveated.foveate import foveate
+from saccade.backbones.foveated.systems import KINDS, FoveatedNetwork, InFront, stage
+from saccade.backbones.foveated.transform import FoveatedTexture
+from saccade.backbones.foveated.windows import Regions, Windows, painted_regions, pooling_regions
+
+__all__ = [
+    "KINDS",
+    "FoveatedNetwork",
+    "FoveatedTexture",
+    "InFront",
+    "Regions",
+    "Windows",
+    "foveate",
+    "painted_regions",
+    "pooling_regions",
+    "stage",
+]
