@@ -9,9 +9,9 @@ import torch.nn.functional as F
 import zoo
 from torch import Tensor
 
-from saccade.backbones.piip import PIIP, InteractionUnit, SeparateHeads
-from saccade.backbones.piip.branch import Branch, resized_table
-from saccade.backbones.piip.interaction import DeformAttention, Injector
+from saccade.backbones.piip import PIIP, InteractionUnit, SeparateHeads, _describe
+from saccade.backbones.piip.branch import Block, Branch, resized_table
+from saccade.backbones.piip.interaction import CrossAttention, DeformAttention, Injector
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.nn.fuse import fuse
@@ -40,6 +40,139 @@ def test_published_counts(name: str, side: int, millions: float, gmacs: float) -
         assert round(count_parameters(model) / 1e6, 2) == millions
         told = cost(model, torch.empty(1, 3, side, side)).macs / 1e9
     assert told == pytest.approx(gmacs, rel=0.02)  # published with the reading of points, which the ledger leaves out
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "millions", "gmacs"),
+    [
+        ("piip_tsb_1120", 1120, 146, 243),
+        ("piip_tsb_1568", 1568, 149, 453),
+        ("piip_h6b_512", 512, 6747, 7308),
+    ],
+)
+def test_published_counts_of_dense_pyramids(name: str, side: int, millions: float, gmacs: float) -> None:
+    """Published for the branches, their exchanges and a linear merging, without the convolutions for four maps."""
+    with torch.device("meta"):
+        model = create(name, weights=None, merge=True, pyramid=False)
+        assert count_parameters(model) / 1e6 == pytest.approx(millions, rel=0.01)
+        assert cost(model, torch.empty(1, 3, side, side)).macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+        whole = create(name, weights=None)
+        assert count_parameters(whole) > count_parameters(model)
+
+
+def test_published_counts_leave_the_filling_of_windows_out() -> None:
+    """Windows of 28 do not divide maps of 42 x 42: published are the scores of whole windows alone, no filling."""
+    with torch.device("meta"):
+        model = create("piip_sbl_1568", weights=None, merge=True, pyramid=False, window=14)  # divides all three
+        assert isinstance(model, PIIP)
+        assert count_parameters(model) / 1e6 == pytest.approx(497, rel=0.01)
+        told = cost(model, torch.empty(1, 3, 1568, 1568)).macs
+    tokens = [(side // 16) ** 2 for side in model.sides]
+    depths = [len(model.branch(i).blocks) for i in range(3)]
+    scores = [2 * n * width * depth for n, width, depth in zip(tokens, model.widths, depths, strict=True)]
+    assert (told + (28**2 - 14**2) * sum(scores)) / 1e9 == pytest.approx(1464, rel=0.01)
+
+
+def test_dense_pyramids_give_four_maps() -> None:
+    options = {**SMALL.options, "widths": (32, 32, 16), "merge": "dense", "pyramid": True, "with_cls": False}
+    model = create("piip", weights=None, **{**options, "num_classes": 5})
+    assert isinstance(model, PIIP)
+    zoo.randomised(model)
+    x = SMALL.picture()
+    with torch.no_grad():
+        maps = list(model.maps(x))
+        assert [tuple(m.shape[1:]) for m in maps] == [(32, 32, 32), (32, 16, 16), (32, 8, 8), (32, 4, 4)]
+        torch.testing.assert_close(maps[3], F.max_pool2d(maps[2], 2))
+        assert model(x).shape == (2, 5)
+        torch.testing.assert_close(fuse(model)(x), model(x), rtol=1e-4, atol=1e-4)
+        found = create("piip", weights=None, **options, features_only=True)(x)
+    assert [tuple(m.shape[2:]) for m in found] == [(32, 32), (16, 16), (8, 8), (4, 4)]
+
+
+def test_windows_attend_on_their_own() -> None:
+    """A change in one window is seen there alone; a window as large as the map is plain attention."""
+    torch.manual_seed(0)
+    block = Block(16, 2, 2.0, 0.0, False, window=3)
+    plain = Block(16, 2, 2.0, 0.0, False)
+    plain.load_state_dict(block.state_dict())
+    x = draw(1, 30, 16)
+    other = x.clone()
+    other[:, 0] += draw(16, seed=1)  # upper left
+    with torch.no_grad():
+        moved = (block(other, (5, 6)) - block(x, (5, 6))).abs().amax(2).view(5, 6) > 0
+        want = torch.zeros(5, 6, dtype=torch.bool)
+        want[:3, :3] = True
+        assert torch.equal(moved, want)
+        block.window = 6
+        small = draw(1, 36, 16)
+        torch.testing.assert_close(block(small, (6, 6)), plain(small))
+
+
+def test_windows_are_filled_up_with_zeros_that_take_part() -> None:
+    torch.manual_seed(0)
+    block = Block(16, 2, 2.0, 0.0, False, window=4)
+    zoo.randomised(block)
+    x = draw(1, 9, 16)
+    with torch.no_grad():
+        filled = F.pad(block.norm1(x).view(1, 3, 3, 16), (0, 0, 0, 1, 0, 1)).flatten(1, 2)
+        q, k, v = block.qkv(filled).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        mixed = ((q @ k.mT * 8**-0.5).softmax(-1) @ v).transpose(1, 2).reshape(1, 4, 4, 16)[:, :3, :3]
+        torch.testing.assert_close(block.attend(block.norm1(x), (3, 3)), block.proj(mixed.reshape(1, 9, 16)))
+
+
+def test_blocks_of_the_six_billion_network() -> None:
+    """RMS norms, also of queries and keys over all heads; no bias before; GELU by tanh; scales from 0.1."""
+    torch.manual_seed(0)
+    block = Block(16, 2, 2.0, 0.0, True, kind="intern").eval()
+    assert not isinstance(block.qkv.bias, Tensor)
+    assert block.gamma_1 is not None
+    assert block.gamma_2 is not None
+    assert torch.equal(block.gamma_1, torch.full((16,), 0.1))
+    zoo.randomised(block)
+    x = draw(2, 7, 16)
+
+    def rms(x: Tensor, norm: torch.nn.Module) -> Tensor:
+        assert isinstance(norm, torch.nn.RMSNorm)
+        return norm.weight * x * (x * x).mean(-1, keepdim=True).add(1e-6).rsqrt()
+
+    with torch.no_grad():
+        q, k, v = block.qkv(rms(x, block.norm1)).chunk(3, -1)
+        q, k, v = (t.unflatten(2, (2, 8)).transpose(1, 2) for t in (rms(q, block.q_norm), rms(k, block.k_norm), v))
+        y = x + block.gamma_1 * block.proj(((q @ k.mT * 8**-0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        fed = block.fc2(F.gelu(block.fc1(rms(y, block.norm2)), approximate="tanh"))
+        torch.testing.assert_close(block(x), y + block.gamma_2 * fed)
+        torch.testing.assert_close(fuse(block)(x), block(x), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_tell_blocks_of_the_six_billion_network() -> None:
+    told = {**SMALL.options, "kinds": ("intern", "vit", "vit"), "exchange_norms": False, "num_classes": 5}
+    options = _describe(dict(create("piip", weights=None, **told).state_dict()))
+    assert options["kinds"] == ("intern", "vit", "vit")
+    assert options["exchange_norms"] is False
+    plain = _describe(dict(make().state_dict()))
+    assert not {"kinds", "exchange_norms"} & set(plain)
+
+
+def test_exchanges_can_be_left_out() -> None:
+    model, x = make(), SMALL.picture()
+    with torch.no_grad():
+        whole, maps = model(x), model.branch_maps(x)
+        model.use(exchanges=False)
+        apart = model.branch_maps(x)
+        for i, side in enumerate(model.sides):
+            seen = x if side == 64 else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+            tokens, _ = model.branch(i).run(*model.branch(i).embed(seen), 0, 1)
+            torch.testing.assert_close(apart[i].flatten(2).mT, tokens)
+            assert float((apart[i] - maps[i]).abs().max()) > 1e-3
+        model.use()
+        assert torch.equal(model(x), whole)
+
+
+def test_an_ordinary_pyramid_takes_its_largest_side() -> None:
+    model = create("piip", weights=None, **{**SMALL.options, "sides": (64, 32, 16), "num_classes": 5})
+    assert isinstance(model, PIIP)
+    assert [tuple(m.shape[1:]) for m in model.branch_maps(SMALL.picture())] == [(32, 8, 8), (16, 4, 4), (16, 2, 2)]
+    assert model(SMALL.picture()).shape == (2, 5)
 
 
 def test_interactions_of_the_small_pyramid() -> None:
@@ -89,21 +222,18 @@ def test_the_fine_pair_goes_first_and_both_sides_give_what_was_before() -> None:
     model, x = make(), SMALL.picture()
     with torch.no_grad():
         state = []
-        for i, branch in enumerate(model.branches):
-            side = model.sides[i]
+        flat: list[Tensor | None] = []
+        for i, side in enumerate(model.sides):
             seen = x if side == 64 else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-            state.append(branch.run(*branch.embed(seen), 0, 0)[0])  # type: ignore[operator]
-        units, grids = model.interactions[0], [model.grid(i) for i in range(3)]
+            branch = model.branch(i)
+            flat += branch.embed(seen)
+            state.append(branch.run(*branch.embed(seen), 0, 0)[0])
+        grids = [model.grid(i) for i in range(3)]
         for i in (1, 0):
-            unit = units[i]  # type: ignore[index]
+            unit = model.unit(0, i)
             told_fine, told_coarse = unit.fine_proj(state[i + 1]), unit.coarse_proj(state[i])
             state[i] = unit.into_coarse(state[i], told_fine, grids[i], grids[i + 1])
             state[i + 1] = unit.into_fine(state[i + 1], told_coarse, grids[i + 1], grids[i])
-        flat: list[Tensor | None] = []
-        for i, branch in enumerate(model.branches):
-            side = model.sides[i]
-            seen = x if side == 64 else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-            flat += branch.embed(seen)  # type: ignore[operator]
         found = model._exchange(0, *flat)
         for want, have in zip(state, found[::2], strict=True):
             assert have is not None
@@ -115,7 +245,8 @@ def test_the_class_token_gets_no_position() -> None:
     branch = Branch(16, 1, 2, 2.0, side=16, patch=8, in_chans=3, scaled=False, with_cls=True, drop_path_rate=0.0)
     tokens, cls = branch.embed(draw(2, 3, 16, 16))
     assert cls is not None
-    assert torch.equal(cls[1, 0], branch.cls_token[0, 0])  # type: ignore[index]
+    assert branch.cls_token is not None
+    assert torch.equal(cls[1, 0], branch.cls_token[0, 0])
     plain = branch.patch_embed(draw(2, 3, 16, 16)).flatten(2).mT
     torch.testing.assert_close(tokens - plain, branch.pos_embed.expand(2, -1, -1))
 
@@ -180,12 +311,13 @@ def test_normal_attention_is_attention() -> None:
     layer = Injector(8, 8, heads=2, attention="normal", cffn_ratio=0)
     query, feat = draw(1, 6, 8), draw(1, 4, 8, seed=1)
     attn = layer.attn
+    assert isinstance(attn, CrossAttention)
     with torch.no_grad():
         q, k, v = (
             w(t).view(1, -1, 2, 4).transpose(1, 2) for w, t in ((attn.wq, query), (attn.wk, feat), (attn.wv, feat))
-        )  # type: ignore[union-attr]
+        )
         scores = (q @ k.mT * 4**-0.5).softmax(-1) @ v
-        want = attn.proj(scores.transpose(1, 2).reshape(1, 6, 8))  # type: ignore[union-attr,operator]
+        want = attn.proj(scores.transpose(1, 2).reshape(1, 6, 8))
         torch.testing.assert_close(attn(query, feat, (2, 3), (2, 2)), want)
 
 
@@ -268,6 +400,12 @@ def test_without_projections_widths_may_differ() -> None:
         ({"merge": True}, "divide by 32"),
         ({"with_cls": False}, "class tokens"),
         ({"read": "cls"}, "'first' or 'mean'"),
+        ({"merge": "sum", "num_classes": 5}, "merge is False, True or 'dense'"),
+        ({"pyramid": True}, "made of the merged map"),
+        ({"widths": (48, 16, 16), "merge": "dense"}, "divides by 32"),
+        ({"kinds": ("vit", "intern")}, "kinds has 2 entries"),
+        ({"kinds": "swin"}, "'vit' or 'intern'"),
+        ({"window": 4}, "no class token"),
         ({"attention": "window"}, "'deform' or 'normal'"),
         ({"drop_path_rate": 1.0}, r"\[0, 1\)"),
     ],
@@ -285,5 +423,5 @@ def test_pictures_of_another_branch_are_refused() -> None:
 def test_stochastic_depth_rises_to_its_rate() -> None:
     model = create("piip", weights=None, **{**SMALL.options, "drop_path_rate": (0.2, 0.1, 0.0)})
     assert isinstance(model, PIIP)
-    rates = [[getattr(b.drop_path, "drop_prob", 0.0) for b in branch.blocks] for branch in model.branches]  # type: ignore[union-attr]
+    rates = [[getattr(b.drop_path, "drop_prob", 0.0) for b in model.branch(i).blocks] for i in range(3)]
     assert rates == [[0.0, 0.2], [0.0, 0.1], [0.0, 0.0]]

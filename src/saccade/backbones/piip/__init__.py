@@ -22,6 +22,9 @@ from saccade.registry import recognise, register
 
 __all__ = ["PIIP", "Branch", "DeformAttention", "Injector", "InteractionUnit", "SeparateHeads"]
 
+#: what all published detectors and segmenters have: no class token, four maps of the merged one
+DENSE: dict[str, Any] = {"with_cls": False, "merge": "dense", "pyramid": True, "num_classes": 0}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "piip_nano": {
         "widths": (64, 32, 16),
@@ -53,37 +56,78 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sides": (128, 192, 384),
         "scaled": (True, True, True),
     },
+    "piip_tsb_1120": {"sides": (448, 896, 1120), "window": 14, **DENSE},
+    "piip_tsb_1568": {"sides": (672, 1120, 1568), "window": 14, **DENSE},
+    "piip_sbl_1568": {
+        "widths": (1024, 768, 384),
+        "depths": (24, 12, 12),
+        "heads": (16, 12, 6),
+        "sides": (672, 896, 1568),
+        "window": 28,
+        **DENSE,
+    },
+    "piip_h6b_512": {
+        "widths": (3200, 1280),
+        "depths": (48, 32),
+        "heads": (25, 16),
+        "sides": (512, 512),
+        "ranges": (
+            tuple((4 * i, 4 * i + 3) for i in range(12)),
+            (*((2 * i, 2 * i + 1) for i in range(4)), *((3 * i - 4, 3 * i - 2) for i in range(4, 12))),
+        ),
+        "scaled": (True, True),
+        "kinds": ("intern", "vit"),
+        "exchange_norms": False,
+        "project": False,
+        **DENSE,
+    },
 }
 
 
-@register("piip_nano", system="piip", task="classification", size=96, fixed_size=True)
-def piip_nano(**options: Any) -> nn.Module:
-    """Ours, for experiments: widths 64, 32, 16 at 24, 48, 96 px, patches of 4."""
-    return made(PIIP, options, VARIANTS["piip_nano"])
-
-
-@register("piip_tsb_368", system="piip", task="classification", size=368, fixed_size=True)
-def piip_tsb_368(**options: Any) -> nn.Module:
-    """Tiny at 368 px, small at 192, base at 128: 144 M parameters."""
-    return made(PIIP, options, VARIANTS["piip_tsb_368"])
-
-
-@register("piip_sbl_320", system="piip", task="classification", size=320, fixed_size=True)
-def piip_sbl_320(**options: Any) -> nn.Module:
-    """Small at 320 px, base at 160, large at 96: 489 M parameters."""
-    return made(PIIP, options, VARIANTS["piip_sbl_320"])
-
-
-@register("piip_sbl_384", system="piip", task="classification", size=384, fixed_size=True)
-def piip_sbl_384(**options: Any) -> nn.Module:
-    """Small at 384 px, base at 192, large at 128: 489 M parameters."""
-    return made(PIIP, options, VARIANTS["piip_sbl_384"])
-
-
-@register("piip", system="piip", task="classification", timm=False)
-def piip(**options: Any) -> nn.Module:
+@register(
+    "piip",
+    system="piip",
+    task="classification",
+    fixed_size=True,
+    variants={
+        "piip_nano": {"size": 96, "about": "ours, for experiments: widths 64, 32, 16 at 24, 48, 96 px, patches of 4"},
+        "piip_tsb_368": {
+            "size": 368,
+            "about": "PIIP-TSB: tiny at 368 px, small at 192, base at 128; 144 M parameters, 17.4 G MACs",
+        },
+        "piip_sbl_320": {
+            "size": 320,
+            "about": "PIIP-SBL: small at 320 px, base at 160, large at 96; 489 M parameters, 39.0 G MACs",
+        },
+        "piip_sbl_384": {
+            "size": 384,
+            "about": "PIIP-SBL: small at 384 px, base at 192, large at 128; 489 M parameters, 61.2 G MACs",
+        },
+        "piip_tsb_1120": {
+            "size": 1120,
+            "timm": False,
+            "about": "PIIP-TSB for detection: tiny at 1120 px, small at 896, base at 448; windows, four maps",
+        },
+        "piip_tsb_1568": {
+            "size": 1568,
+            "timm": False,
+            "about": "PIIP-TSB for detection: tiny at 1568 px, small at 1120, base at 672; windows, four maps",
+        },
+        "piip_sbl_1568": {
+            "size": 1568,
+            "timm": False,
+            "about": "PIIP-SBL for detection: small at 1568 px, base at 896, large at 672; windows, four maps",
+        },
+        "piip_h6b_512": {
+            "size": 512,
+            "timm": False,
+            "about": "PIIP-H6B for segmentation: huge and InternViT-6B at 512 px, four maps; 6.7 G parameters before",
+        },
+    },
+)
+def piip(variant: str = "", /, **options: Any) -> nn.Module:
     """Any pyramid; options as `PIIP`."""
-    return made(PIIP, options)
+    return made(PIIP, options, VARIANTS, variant)
 
 
 _UNIT = re.compile(r"^interactions\.(\d+)\.interaction_units_(\d)\d\.")
@@ -95,6 +139,7 @@ _PARTS = (
     ("branch1to2_injector", "into_fine"),
     ("ffn.dwconv.dwconv.", "ffn.dwconv."),
 )
+HEADS = {1280: 16, 3200: 25}  # of the huge network and of InternViT-6B
 _MERGE = {"0": "norm1", "2": "linear", "4": "norm2"}
 
 
@@ -134,7 +179,8 @@ def _ours(state: StateDict) -> StateDict:
 def _describe(state: StateDict) -> dict[str, Any]:
     """Options of the network behind a state in our names.
 
-    Heads leave no trace in the weights: 64 channels each in the branches, 4 points in the exchanges, as published.
+    Heads leave no trace in the weights: 64 channels each in the branches but for the huge and the 6-billion one, 4
+    points in the exchanges, as published. Nor do windows.
     """
     try:
         count = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("branches."))
@@ -150,7 +196,7 @@ def _describe(state: StateDict) -> dict[str, Any]:
                 1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"branches.{i}.blocks."))
                 for i in range(count)
             ),
-            "heads": tuple(max(1, w // 64) for w in widths),
+            "heads": tuple(HEADS.get(w, max(1, w // 64)) for w in widths),
             "sides": tuple(patch * round(state[f"branches.{i}.pos_embed"].shape[1] ** 0.5) for i in range(count)),
             "scaled": tuple(f"branches.{i}.blocks.0.gamma_1" in state for i in range(count)),
             "patch": patch,
@@ -158,6 +204,10 @@ def _describe(state: StateDict) -> dict[str, Any]:
             "mlp_ratio": state["branches.0.blocks.0.fc1.weight"].shape[0] / widths[0],
             "merge": "weights" in state,
             "with_cls": "branches.0.cls_token" in state,
+            "kinds": tuple(
+                "intern" if f"branches.{i}.blocks.0.q_norm.weight" in state else "vit" for i in range(count)
+            ),
+            "exchange_norms": f"{into}.query_norm.weight" in state,
             "project": f"{unit}.fine_proj.weight" in state,
             "cffn_ratio": state[f"{into}.ffn.fc1.weight"].shape[0] / widths[0]
             if f"{into}.ffn.fc1.weight" in state
@@ -171,6 +221,8 @@ def _describe(state: StateDict) -> dict[str, Any]:
         options["num_classes"] = state[last].shape[0] if last in state else 0
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"these weights look like a PIIP's, but describe no network: {error}") from error
+    if set(options["kinds"]) == {"vit"}:
+        del options["kinds"]
     return {k: v for k, v in options.items() if DEFAULTS.get(k, ...) != v}
 
 
@@ -186,6 +238,7 @@ DEFAULTS = {
     "attention": "deform",
     "ratio": 0.5,
     "deform_heads": 16,
+    "exchange_norms": True,
 }
 
 

@@ -1,4 +1,8 @@
-"""A branch: a plain vision transformer whose blocks run a range at a time, and whose class token is kept aside."""
+"""A branch: a plain vision transformer whose blocks run a range at a time, and whose class token is kept aside.
+
+Its blocks are those of DeiT and AugReg, or those of InternViT-6B: RMS norms, also of queries and keys over all heads,
+no bias before these, GELU in its tanh form, as the published 6-billion pyramids ran them.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from torch import Tensor, nn
 
 from saccade.checkpoint import StateDict
 from saccade.errors import CheckpointError, UsageError
+from saccade.nn.windows import join_windows, split_windows
 
 __all__ = ["Block", "Branch", "resized_table"]
 
 EPS = 1e-6
+Grid = tuple[int, int]
 
 
 def resized_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -35,38 +41,70 @@ class Block(nn.Module):
         heads: of the attention; they divide C.
         mlp_ratio: hidden channels of the feed-forward, as a multiple of C.
         drop_path: probability that a branch is left out in training.
-        scaled: gamma_1 and gamma_2 are learnt, from 1.
+        scaled: gamma_1 and gamma_2 are learnt, from 1, in ``"intern"`` blocks from 0.1.
+        kind: ``"vit"``, or ``"intern"``: see the module's text.
+        window: side of windows that attend each on its own, in cells; 0 for none. What is no multiple of it is filled
+            up with zeros behind the norm, and these take part (as published).
 
-    Shape: (B, N, C) -> (B, N, C).
+    Shape: (B, N, C) -> (B, N, C); with windows N is height * width of ``grid``.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float, scaled: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        scaled: bool,
+        kind: str = "vit",
+        window: int = 0,
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window = heads, window
+        intern = kind == "intern"
         hidden = int(width * mlp_ratio)
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        norm = nn.RMSNorm if intern else nn.LayerNorm
+        self.norm1, self.norm2 = norm(width, EPS), norm(width, EPS)
+        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=not intern), nn.Linear(width, width)
+        self.q_norm = nn.RMSNorm(width, EPS) if intern else nn.Identity()
+        self.k_norm = nn.RMSNorm(width, EPS) if intern else nn.Identity()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.gamma_1 = nn.Parameter(torch.ones(width)) if scaled else None
-        self.gamma_2 = nn.Parameter(torch.ones(width)) if scaled else None
+        self.approximate = "tanh" if intern else "none"
+        start = 0.1 if intern else 1.0
+        self.gamma_1 = nn.Parameter(torch.full((width,), start)) if scaled else None
+        self.gamma_2 = nn.Parameter(torch.full((width,), start)) if scaled else None
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         for layer in (self.qkv, self.proj, self.fc1, self.fc2):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Multi-head attention of all tokens."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def mix(self, x: Tensor) -> Tensor:
+        """Multi-head attention of tokens (B, N, C) among each other, before the last layer."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def attend(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """Attention of all tokens, or within windows."""
+        mixed: Tensor = self.proj(self.mix_windows(x, grid) if self.window and grid is not None else self.mix(x))
         return mixed if self.gamma_1 is None else self.gamma_1 * mixed
+
+    def mix_windows(self, x: Tensor, grid: Grid) -> Tensor:
+        """`mix` within windows of the grid."""
+        (height, width), size = grid, self.window
+        plane = F.pad(x.unflatten(1, grid), (0, 0, 0, -width % size, 0, -height % size))
+        windows = split_windows(plane, size)
+        whole = join_windows(self.mix(windows.flatten(0, 2)).reshape(windows.shape), size)
+        return whole[:, :height, :width].flatten(1, 2)
 
     def feed(self, x: Tensor) -> Tensor:
         """The feed-forward."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
         return out if self.gamma_2 is None else self.gamma_2 * out
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attend(self.norm1(x)))
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        x = x + self.drop_path(self.attend(self.norm1(x), grid))
         out: Tensor = x + self.drop_path(self.feed(self.norm2(x)))
         return out
 
@@ -93,8 +131,12 @@ class Branch(nn.Module):
         patch: side of a patch.
         in_chans: channels of the pictures.
         scaled: blocks with LayerScale.
-        with_cls: whether there is a class token.
+        with_cls: whether there is a class token; with windows there cannot be one.
         drop_path_rate: of the last block; rises linearly from 0 at the first.
+        kind, window: of the blocks (`Block`).
+
+    Raises:
+        UsageError: no such kind, or windows with a class token.
     """
 
     def __init__(
@@ -110,14 +152,20 @@ class Branch(nn.Module):
         scaled: bool,
         with_cls: bool,
         drop_path_rate: float,
+        kind: str = "vit",
+        window: int = 0,
     ) -> None:
         super().__init__()
+        if kind not in ("vit", "intern"):
+            raise UsageError(f"blocks are of the kind 'vit' or 'intern', not {kind!r}")
+        if window < 0 or (window and with_cls):
+            raise UsageError(f"windows have at least one cell and no class token: window={window}, with_cls={with_cls}")
         self.patch = patch
         self.patch_embed = nn.Conv2d(in_chans, width, patch, patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, (side // patch) ** 2, width))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if with_cls else None
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, scaled) for rate in rates)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, scaled, kind, window) for rate in rates)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -129,11 +177,13 @@ class Branch(nn.Module):
         cls = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
         return tokens.flatten(2).mT + resized_table(self.pos_embed, (height, width)), cls
 
-    def run(self, x: Tensor, cls: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor | None]:
-        """Blocks ``first`` to ``last``, the class token in front meanwhile."""
+    def run(
+        self, x: Tensor, cls: Tensor | None, first: int, last: int, grid: Grid | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Blocks ``first`` to ``last``, the class token in front meanwhile; windows need the grid."""
         joined = x if cls is None else torch.cat([cls, x], 1)
         for i in range(first, last + 1):
-            joined = self.blocks[i](joined)
+            joined = self.blocks[i](joined, grid)
         return (joined, None) if cls is None else (joined[:, 1:], joined[:, :1])
 
     @torch.no_grad()

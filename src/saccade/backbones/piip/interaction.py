@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,22 @@ from torch import Tensor, nn
 from saccade.errors import UsageError
 from saccade.ops.deform_attention import centres, deform_attention
 
-__all__ = ["ConvFeedForward", "CrossAttention", "DeformAttention", "Injector", "InteractionUnit"]
+__all__ = ["ConvFeedForward", "CrossAttention", "DeformAttention", "Exchange", "Injector", "InteractionUnit"]
 
 EPS = 1e-6
 Grid = tuple[int, int]
+
+
+class Exchange(TypedDict, total=False):
+    """What the `Injector`s of a network have in common; their docstring says what each is."""
+
+    heads: int
+    points: int
+    ratio: float
+    cffn_ratio: float
+    attention: str
+    drop_path: float
+    norms: bool
 
 
 class DeformAttention(nn.Module):
@@ -136,6 +149,7 @@ class Injector(nn.Module):
         cffn_ratio: hidden channels of the feed-forward, a share of ``width``; 0 for none.
         attention: ``"deform"`` or ``"normal"``.
         drop_path: of the feed-forward alone.
+        norms: False leaves the layer norms out, as the pyramids with InternViT-6B do.
 
     Raises:
         UsageError: another attention, or heads that do not divide the channels.
@@ -152,11 +166,13 @@ class Injector(nn.Module):
         cffn_ratio: float = 0.25,
         attention: str = "deform",
         drop_path: float = 0.0,
+        norms: bool = True,
     ) -> None:
         super().__init__()
         if attention not in ("deform", "normal"):
             raise UsageError(f"attention is 'deform' or 'normal', not {attention!r}")
-        self.query_norm, self.feat_norm = nn.LayerNorm(width, EPS), nn.LayerNorm(source, EPS)
+        self.query_norm = nn.LayerNorm(width, EPS) if norms else nn.Identity()
+        self.feat_norm = nn.LayerNorm(source, EPS) if norms else nn.Identity()
         self.attn: DeformAttention | CrossAttention
         if attention == "deform":
             self.attn = DeformAttention(width, source, heads, points, ratio)
@@ -165,7 +181,7 @@ class Injector(nn.Module):
         self.ca_gamma: nn.Parameter | None = nn.Parameter(torch.zeros(width))
         self.ffn = ConvFeedForward(width, cffn_ratio) if cffn_ratio else None
         if self.ffn is not None:
-            self.ffn_norm = nn.LayerNorm(width, EPS)
+            self.ffn_norm = nn.LayerNorm(width, EPS) if norms else nn.Identity()
             self.cffn_gamma: nn.Parameter | None = nn.Parameter(torch.zeros(width))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -202,12 +218,12 @@ class InteractionUnit(nn.Module):
         options: of the `Injector`.
     """
 
-    def __init__(self, coarse: int, fine: int, project: bool, **options: float | str) -> None:
+    def __init__(self, coarse: int, fine: int, project: bool, **options: Unpack[Exchange]) -> None:
         super().__init__()
         self.fine_proj = nn.Linear(fine, coarse) if project else nn.Identity()
         self.coarse_proj = nn.Linear(coarse, fine) if project else nn.Identity()
-        self.into_coarse = Injector(coarse, coarse if project else fine, **options)  # type: ignore[arg-type]
-        self.into_fine = Injector(fine, fine if project else coarse, **options)  # type: ignore[arg-type]
+        self.into_coarse = Injector(coarse, coarse if project else fine, **options)
+        self.into_fine = Injector(fine, fine if project else coarse, **options)
 
     def forward(self, coarse: Tensor, fine: Tensor, grids: tuple[Grid, Grid]) -> tuple[Tensor, Tensor]:
         from_fine, from_coarse = self.fine_proj(fine), self.coarse_proj(coarse)  # before either has changed

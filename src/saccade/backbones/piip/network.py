@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from saccade.backbones.piip.branch import Branch
-from saccade.backbones.piip.interaction import InteractionUnit
+from saccade.backbones.piip.interaction import Exchange, InteractionUnit
 from saccade.budget import check_budget
 from saccade.errors import InputError, UsageError
 from saccade.nn.backbone import Backbone
@@ -54,6 +54,44 @@ class MergeStep(nn.Module):
         return out
 
 
+class DenseMergeStep(nn.Module):
+    """`MergeStep` of the published detectors: twice a 3x3 convolution, group norm and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        if outputs % 32:
+            raise UsageError(f"merging takes a first width that divides by 32 (group norms), not {outputs}")
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(32, outputs), nn.GroupNorm(32, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class FeaturePyramid(nn.Module):
+    """Four maps of one: deconvolutions up by 4 and 2, the map itself, its maxima of 2 x 2 (as ViTDet).
+
+    Shape: (B, C, H, W) -> (B, C, 4H, 4W), (B, C, 2H, 2W), (B, C, H, W), (B, C, H/2, W/2).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up4 = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, 2),
+            nn.GroupNorm(32, width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width, 2, 2),
+        )
+        self.up2 = nn.ConvTranspose2d(width, width, 2, 2)
+
+    def forward(self, x: Tensor) -> Iterator[Tensor]:
+        yield self.up4(x)
+        yield self.up2(x)
+        yield x
+        yield F.max_pool2d(x, 2)
+
+
 class SeparateHeads(nn.Module):
     """A classifier for each branch; the mean of their logits, over the branches that run.
 
@@ -80,27 +118,34 @@ class PIIP(Backbone):
 
     Args:
         widths, depths, heads: of the branches, from the largest network to the smallest; widths never increase.
-        sides: of their pictures in pixels, multiples of ``patch``; the input has the last one.
+        sides: of their pictures in pixels, multiples of ``patch``; the input has the largest, in a parameter-inverted
+            pyramid the last one.
         ranges: for every branch the blocks (first, last) between exchanges, as many ranges in each; None splits the
             blocks of each branch evenly into as many as the shallowest has.
         scaled: which branches have LayerScale (DeiT); the others are plain (AugReg).
         patch: side of a patch.
         mlp_ratio: of the blocks.
+        kinds: of the blocks of each branch, ``"vit"`` or ``"intern"`` (`branch.Block`); one for all, or one a branch.
+        window: side in cells of the windows that attend on their own; 0 for none. The published detectors have
+            14, those with the large network 28.
         merge: one map of all branches at the finest grid, and one head on it; else a head for each branch.
+            ``"dense"`` merges by 3x3 convolutions, as the published detectors do.
+        pyramid: give four maps of the merged one, at a quarter, half, once and twice ``patch`` pixels a cell
+            (`FeaturePyramid`); the head, if any, sees the last.
         with_cls: class tokens; separate heads need them.
         read: ``"first"``: separate heads see the first patch, as the published classifiers do; ``"mean"``: the mean of
             the map. (Merged maps are always averaged.)
-        deform_heads, points, ratio, cffn_ratio, attention, project: of the exchanges (`Injector`,
+        deform_heads, points, ratio, cffn_ratio, attention, exchange_norms, project: of the exchanges (`Injector`,
             `InteractionUnit`).
         drop_path_rate: of the last blocks, one number or one a branch.
         interaction_drop_path_rate: of the exchanges.
         options: ``num_classes``, ``in_chans``, ``drop_rate``, ``global_pool`` (`Backbone`).
 
-    Shape: (B, 3, sides[-1], sides[-1]) -> (B, num_classes). One map, at ``patch`` pixels a cell: the merged one, or
+    Shape: (B, 3, max(sides), max(sides)) -> (B, num_classes). One map, at ``patch`` pixels a cell: the merged one, or
     that of all branches side by side, resized to the finest grid. `branch_maps` gives each.
 
-    The dial: `use` runs the same weights at other sides or with fewer branches; ``budget`` shrinks all sides so that
-    about that share of the tokens is left.
+    The dial: `use` runs the same weights at other sides, with fewer branches or no exchanges; ``budget`` shrinks all
+    sides so that about that share of the tokens is left.
 
     Raises:
         UsageError: the numbers describe no network.
@@ -116,7 +161,10 @@ class PIIP(Backbone):
         scaled: Sequence[bool] | bool = True,
         patch: int = 16,
         mlp_ratio: float = 4.0,
-        merge: bool = False,
+        kinds: Sequence[str] | str = "vit",
+        window: int = 0,
+        merge: bool | str = False,
+        pyramid: bool = False,
         with_cls: bool = True,
         read: str = "first",
         deform_heads: int = 16,
@@ -124,6 +172,7 @@ class PIIP(Backbone):
         ratio: float = 0.5,
         cffn_ratio: float = 0.25,
         attention: str = "deform",
+        exchange_norms: bool = True,
         project: bool = True,
         drop_path_rate: float | Sequence[float] = 0.0,
         interaction_drop_path_rate: float = 0.0,
@@ -132,15 +181,20 @@ class PIIP(Backbone):
         count = len(widths)
         scales = [scaled] * count if isinstance(scaled, bool) else list(scaled)
         drops = [drop_path_rate] * count if isinstance(drop_path_rate, int | float) else list(drop_path_rate)
+        blocks = [kinds] * count if isinstance(kinds, str) else list(kinds)
         _check(widths, depths, heads, sides, scales, drops, patch)
+        _check_merge(merge, pyramid, blocks, count, patch)
         if not merge and not with_cls:
             raise UsageError("separate heads go with class tokens: with_cls=True, or merge=True")
         if read not in ("first", "mean"):
             raise UsageError(f"read is 'first' or 'mean', not {read!r}")
-        super().__init__([widths[0] if merge else sum(widths)], [patch], least=1, **options)
-        self.feature_info[0]["module"] = "interactions"
+        strides = [patch // 4, patch // 2, patch, 2 * patch] if pyramid else [patch]
+        maps = [widths[0] if merge else sum(widths)] * len(strides)
+        super().__init__(maps, strides, least=1, **options)
+        for info in self.feature_info:
+            info["module"] = "fpn" if pyramid else "interactions"
         self.widths, self.sides, self.patch = tuple(widths), tuple(sides), patch
-        self.merge, self.read = merge, read
+        self.merge, self.read = bool(merge), read
         self.ranges = _ranges(depths, ranges)
         self.branches = nn.ModuleList(
             Branch(
@@ -154,30 +208,45 @@ class PIIP(Backbone):
                 scaled=scales[i],
                 with_cls=with_cls,
                 drop_path_rate=drops[i],
+                kind=blocks[i],
+                window=window,
             )
             for i in range(count)
         )
-        told: dict[str, Any] = {"heads": deform_heads, "points": points, "ratio": ratio, "cffn_ratio": cffn_ratio}
-        told |= {"attention": attention, "drop_path": interaction_drop_path_rate}
+        told: Exchange = {
+            "heads": deform_heads,
+            "points": points,
+            "ratio": ratio,
+            "cffn_ratio": cffn_ratio,
+            "attention": attention,
+            "drop_path": interaction_drop_path_rate,
+            "norms": exchange_norms,
+        }
         self.interactions = nn.ModuleList(
             nn.ModuleList(InteractionUnit(widths[i], widths[i + 1], project, **told) for i in range(count - 1))
             for _ in self.ranges[0]
         )
         if merge:
-            self.merging = nn.ModuleList(MergeStep(w, widths[0], i == 0) for i, w in enumerate(widths))
+            self.merging = nn.ModuleList(
+                DenseMergeStep(w, widths[0]) if merge == "dense" else MergeStep(w, widths[0], i == 0)
+                for i, w in enumerate(widths)
+            )
             self.weights = nn.Parameter(torch.ones(count))
             self.norm = TokenNorm(widths[0], EPS)
         else:
             self.norms = nn.ModuleList(nn.LayerNorm(w, EPS) for w in widths)
+        self.fpn = FeaturePyramid(widths[0]) if pyramid else None
         self._sides, self._running, self._budget = tuple(sides), tuple(range(count)), 1.0
+        self._exchanging = True
         self.reset_classifier(self.num_classes)
 
     def check(self, x: Tensor) -> None:
-        """As `Backbone.check`; the size is that of the last branch."""
+        """As `Backbone.check`; the size is that of the branch with the finest grid."""
         super().check(x)
-        if not torch.compiler.is_compiling() and tuple(x.shape[2:]) != (self.sides[-1], self.sides[-1]):
+        side = max(self.sides)
+        if not torch.compiler.is_compiling() and tuple(x.shape[2:]) != (side, side):
             raise InputError(
-                f"PIIP was built for {self.sides[-1]} x {self.sides[-1]} px, the side of its finest branch, not "
+                f"PIIP was built for {side} x {side} px, the side of its finest branch, not "
                 f"{x.shape[3]} x {x.shape[2]}; build it with other sides or resize the picture"
             )
 
@@ -198,12 +267,15 @@ class PIIP(Backbone):
         """Samples of the dial."""
         return (0.25, 0.5, 0.75, 1.0)
 
-    def use(self, sides: Sequence[int] | None = None, branches: Sequence[int] | None = None) -> None:
+    def use(
+        self, sides: Sequence[int] | None = None, branches: Sequence[int] | None = None, exchanges: bool = True
+    ) -> None:
         """Run at other sides, or with some branches alone, from now on; None for what it was built with.
 
         Args:
             sides: of the pictures of each branch in pixels, multiples of the patch. Position tables are interpolated.
             branches: numbers from 0; exchanges happen between neighbours that both run.
+            exchanges: False leaves them out: the branches side by side.
 
         Raises:
             UsageError: no such sides or branches.
@@ -215,6 +287,7 @@ class PIIP(Backbone):
         if len(wanted) != len(self.branches) or any(s < self.patch or s % self.patch for s in wanted):
             raise UsageError(f"{len(self.branches)} sides that are multiples of {self.patch} px are wanted: {wanted}")
         self._sides, self._running, self._budget = wanted, chosen, 1.0
+        self._exchanging = exchanges
         if isinstance(self.head, SeparateHeads):
             self.head.running = chosen
 
@@ -224,15 +297,28 @@ class PIIP(Backbone):
         """One range of blocks in every branch, then the exchanges, fine pair first. Tokens and class tokens in turn."""
         state = dict(zip(self._running, zip(flat[::2], flat[1::2], strict=True), strict=True))
         for i, (x, cls) in state.items():
-            branch: Any = self.branches[i]
-            state[i] = branch.run(x, cls, *self.ranges[i][stage])
-        units: Any = self.interactions[stage]
-        for i in reversed(range(len(units))):
-            if i in state and i + 1 in state:
+            assert x is not None
+            state[i] = self.branch(i).run(x, cls, *self.ranges[i][stage], self.grid(i))
+        for i in reversed(range(len(self.branches) - 1)):
+            if self._exchanging and i in state and i + 1 in state:
                 (coarse, a), (fine, b) = state[i], state[i + 1]
-                coarse, fine = units[i](coarse, fine, (self.grid(i), self.grid(i + 1)))
+                coarse, fine = self.unit(stage, i)(coarse, fine, (self.grid(i), self.grid(i + 1)))
                 state[i], state[i + 1] = (coarse, a), (fine, b)
         return tuple(t for pair in state.values() for t in pair)
+
+    def branch(self, i: int) -> Branch:
+        """Branch ``i``, from 0 for the largest network."""
+        found = self.branches[i]
+        assert isinstance(found, Branch)
+        return found
+
+    def unit(self, stage: int, i: int) -> InteractionUnit:
+        """The exchange between the branches ``i`` and ``i + 1`` behind a range of blocks."""
+        units = self.interactions[stage]
+        assert isinstance(units, nn.ModuleList)
+        found = units[i]
+        assert isinstance(found, InteractionUnit)
+        return found
 
     def grid(self, i: int) -> tuple[int, int]:
         """Cells of branch ``i`` at its present side."""
@@ -243,10 +329,10 @@ class PIIP(Backbone):
         self.check(x)
         flat: tuple[Tensor | None, ...] = ()
         for i in self._running:
-            side, branch = self._sides[i], self.branches[i]
-            same = side == self.sides[-1]
+            side = self._sides[i]
+            same = side == max(self.sides)
             seen = x if same else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-            flat += branch.embed(seen)  # type: ignore[operator]
+            flat += self.branch(i).embed(seen)
         again = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for stage in range(len(self.interactions)):
             flat = (
@@ -256,12 +342,13 @@ class PIIP(Backbone):
         return [t.mT.unflatten(2, self.grid(i)) for i, t in pairs if t is not None]
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """One map, at the finest grid that runs."""
+        """One map at the finest grid that runs, or the pyramid's four."""
         found = dict(zip(self._running, self.branch_maps(x), strict=True))
         grid = max([self.grid(i) for i in self._running])
         if self.merge:
             merged = [self.weights[i] * _resized(self.merging[i](m), grid) for i, m in found.items()]
-            yield torch.stack(merged).sum(0)
+            whole = torch.stack(merged).sum(0)
+            yield from (whole,) if self.fpn is None else self.fpn(whole)
             return
         parts = []
         for i, width in enumerate(self.widths):
@@ -332,6 +419,15 @@ def _ranges(
         if blocks != list(range(depth)):
             raise UsageError(f"the ranges of branch {branch} take blocks {blocks}; it has 0 to {depth - 1}, each once")
     return tuple(tuple((int(r[0]), int(r[1])) for r in ranges) for ranges in given)
+
+
+def _check_merge(merge: bool | str, pyramid: bool, kinds: Sequence[str], count: int, patch: int) -> None:
+    if merge not in (False, True, "dense"):
+        raise UsageError(f"merge is False, True or 'dense', not {merge!r}")
+    if pyramid and (not merge or patch % 4):
+        raise UsageError(f"a pyramid is made of the merged map, of patches that divide by 4: merge={merge}, {patch} px")
+    if len(kinds) != count:
+        raise UsageError(f"kinds has {len(kinds)} entries for {count} branches")
 
 
 def _check(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from saccade.backbones.piip import DeformAttention
 from saccade.backbones.piip.branch import Block
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
-from saccade.bench.harness import Row, compare, measure
+from saccade.bench.harness import Contender, Row, compare, measure
 from saccade.ops.deform_attention import centres, deform_attention
 
 __all__ = ["PlainBlock", "PlainDeform", "contests", "rows"]
@@ -29,7 +29,7 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.block = ours
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         own = self.block
         q, k, v = own.qkv(own.norm1(x)).unflatten(2, (3, own.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -69,14 +69,7 @@ class PlainDeform(nn.Module):
 
 def plain(model: nn.Module) -> Callable[[Tensor], Any]:
     """The network with scales of their own, plain attention in the blocks and the reference steps between branches."""
-    twin = copy.deepcopy(model)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Block) and not isinstance(module, PlainBlock):
-                setattr(module, name, PlainBlock(child))
-            elif isinstance(child, DeformAttention) and not isinstance(module, PlainDeform):
-                setattr(module, name, PlainDeform(child))
-    return twin.eval()
+    return exchanged(copy.deepcopy(model), {Block: PlainBlock, DeformAttention: PlainDeform})
 
 
 def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
@@ -95,10 +88,11 @@ def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     value = torch.randn(1, count, HEADS, DIM, generator=chance)
     places = torch.rand(1, count, HEADS, 1, POINTS, 2, generator=chance)
     weights = torch.rand(1, count, HEADS, 1, POINTS, generator=chance)
-    contenders = [
-        eager(name, lambda v, f=fast: deform_attention(v, [GRID], places, weights, fast=f), value, threads)  # type: ignore[misc]
-        for name, fast in (("deform_attention, sampled", True), ("the loop", False))
-    ]
+
+    def contender(name: str, fast: bool) -> Contender:
+        return eager(name, lambda v: deform_attention(v, [GRID], places, weights, fast=fast), value, threads)
+
+    contenders = [contender("deform_attention, sampled", True), contender("the loop", False)]
     timings = measure(contenders, min(rounds, 2), warmup=1)
     what, command = "reading of points", f"saccade bench backbones --system piip --threads {threads}"
     size = f"{GRID[1]}x{GRID[0]}"

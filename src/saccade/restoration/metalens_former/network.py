@@ -25,22 +25,12 @@ from torch import Tensor, nn
 from saccade.errors import InputError, UsageError
 from saccade.nn.channel_norm import ChannelNorm
 from saccade.nn.restormer import EPSILON, GDFN, MDTA, Downsample, Upsample, highpass, norm_last, row_strips
+from saccade.nn.windows import join_windows, split_windows
 from saccade.restoration.metalens_former.optics import Compat
 
 __all__ = ["MAFG", "STAF", "ACFormer", "OverlappingAttention"]
 
 WINDOWS = 4 << 20  # bytes of attention logits that are under way at a time
-
-
-def split_windows(x: Tensor, size: int) -> Tensor:
-    """(B, h, w, C) -> (B, h / size, w / size, size * size, C)."""
-    y = x.unflatten(1, (-1, size)).unflatten(3, (-1, size))  # (B, rows, size, columns, size, C)
-    return y.transpose(2, 3).flatten(3, 4)
-
-
-def join_windows(x: Tensor, size: int) -> Tensor:
-    """The inverse of `split_windows`."""
-    return x.unflatten(3, (size, size)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def overlapping_windows(x: Tensor, size: int, seen: int) -> Tensor:
