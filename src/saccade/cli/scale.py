@@ -1,9 +1,12 @@
-"""``saccade scale``: scale a backbone to a target, and show what comes out. Imports torch only to measure latency."""
+"""``saccade scale``: scale a backbone to a target, and show what comes out.
+
+RegNets and EfficientNet are described and counted without torch; it is imported to build the others, and for latency.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,13 +14,17 @@ from saccade.errors import UsageError
 
 if TYPE_CHECKING:
     from saccade.backbones.fast_scaling import Architecture, Solution
+    from saccade.backbones.fast_scaling.any_network import Result, Scaled
+    from saccade.cost import Cost
+
+Target = Literal["macs", "acts", "params", "seconds", "by"]
 
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?\s*([kKmMgGtT]?)")
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def scale(
-    model: Annotated[str, typer.Argument(help="The base, e.g. regnety_400mf (saccade list 'regnet*' shows more).")],
+    model: Annotated[str, typer.Argument(help="The base: regnety_400mf, van_b1 or any with widths and depths.")],
     macs: Annotated[str | None, typer.Option(help="Target of MACs, e.g. 4G.")] = None,
     activations: Annotated[str | None, typer.Option(help="Target of activations, e.g. 8M.")] = None,
     params: Annotated[str | None, typer.Option(help="Target of parameters, e.g. 20M.")] = None,
@@ -25,38 +32,66 @@ def scale(
     by: Annotated[float | None, typer.Option(help="Scale MACs by this factor instead of solving.")] = None,
     strategy: Annotated[
         str,
-        typer.Option(help="fast, depth, width, resolution, compound, or weights such as dwr or d1_w8_g8_r1."),
+        typer.Option(
+            help="fast, depth, width, resolution, compound, rs_long, rs_short, or weights such as dwr or d1_w8_g8_r1."
+        ),
     ] = "fast",
     size: Annotated[int | None, typer.Option(help="Side of the base's pictures in pixels, before scaling.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads for --latency.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Scale a backbone to a target cost so that it stays fast."""
-    base = base_of(model, size)
-    found = solve_for(base, strategy, macs, activations, params, latency, by, threads)
-    told = describe(model, strategy, base, found) | {"seconds": found.achieved if latency is not None else None}
+    from saccade.backbones.fast_scaling import BASES
+
+    quantity, value = target_of(macs, activations, params, latency, by)
+    if model in BASES:
+        base = base_of(model, size)
+        found = solve_for(base, strategy, quantity, value, threads)
+        told = describe(model, strategy, base, found)
+    else:
+        told = describe_any(strategy, scale_any(model, size, strategy, quantity, value, threads))
+    told["seconds"] = told["achieved"] if quantity == "seconds" else None
     if as_json:
         import json
 
         typer.echo(json.dumps(told, indent=2))
     else:
-        typer.echo(table(told))
+        typer.echo(table(told) if model in BASES else table_any(told))
+
+
+def target_of(
+    macs: str | None, activations: str | None, params: str | None, latency: float | None, by: float | None
+) -> tuple[Target, float]:
+    """The one target that is given, and how much.
+
+    Raises:
+        UsageError: none or several targets, or one that does not read as an amount.
+    """
+    targets = {"--macs": macs, "--activations": activations, "--params": params, "--latency": latency, "--by": by}
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) != 1:
+        raise UsageError(f"give one of {', '.join(targets)}; got {' and '.join(given) or 'none'}")
+    if by is not None:
+        return "by", by
+    if latency is not None:
+        return "seconds", latency / 1e3
+    if macs is not None:
+        return "macs", amount(macs, "--macs")
+    if activations is not None:
+        return "acts", amount(activations, "--activations")
+    return "params", amount(str(params), "--params")
 
 
 def base_of(model: str, size: int | None) -> Architecture:
-    """The base network of a name, with its pictures' side replaced.
+    """The description of a RegNet or EfficientNet, with its pictures' side replaced.
 
     Raises:
-        UsageError: unknown name, a model that cannot be scaled, a size below 1.
+        UsageError: a size below 1.
     """
     from dataclasses import replace
 
-    from saccade import registry
     from saccade.backbones.fast_scaling import BASES
 
-    if model not in BASES:
-        registry.entry(model)  # raises with the nearest names where there is no such model
-        raise UsageError(f"{model} is not a network that can be scaled; these can: {', '.join(BASES)}")
     base = BASES[model]
     if size is None:
         return base
@@ -66,40 +101,40 @@ def base_of(model: str, size: int | None) -> Architecture:
 
 
 def solve_for(
-    base: Architecture,
-    strategy: str,
-    macs: str | None = None,
-    activations: str | None = None,
-    params: str | None = None,
-    latency: float | None = None,
-    by: float | None = None,
-    threads: int | None = None,
+    base: Architecture, strategy: str, quantity: Target, value: float, threads: int | None = None
 ) -> Solution:
-    """The network for the one target that is given.
+    """The network of a RegNet's or EfficientNet's description for a target.
 
     Raises:
-        UsageError: none or several targets, a target that does not read as an amount or cannot be reached.
+        UsageError: a target that cannot be reached.
     """
     from saccade.backbones.fast_scaling import Solution, complexity, solve, solve_measured
     from saccade.backbones.fast_scaling import scale as scaled
 
-    targets = {"--macs": macs, "--activations": activations, "--params": params, "--latency": latency, "--by": by}
-    given = [name for name, value in targets.items() if value is not None]
-    if len(given) != 1:
-        raise UsageError(f"give one of {', '.join(targets)}; got {' and '.join(given) or 'none'}")
-    if by is not None:
-        net = scaled(base, strategy, by)
-        return Solution(net, by, complexity(base).macs * by, complexity(net).macs)
-    if latency is not None:
+    if quantity == "by":
+        net = scaled(base, strategy, value)
+        return Solution(net, value, complexity(base).macs * value, complexity(net).macs)
+    if quantity == "seconds":
         from saccade.backbones.fast_scaling import seconds
 
-        return solve_measured(base, latency / 1e3, lambda net: seconds(net, threads=threads), strategy=strategy)
-    if macs is not None:
-        return solve(base, amount(macs, "--macs"), quantity="macs", strategy=strategy)
-    if activations is not None:
-        return solve(base, amount(activations, "--activations"), quantity="acts", strategy=strategy)
-    assert params is not None
-    return solve(base, amount(params, "--params"), quantity="params", strategy=strategy)
+        return solve_measured(base, value, lambda net: seconds(net, threads=threads), strategy=strategy)
+    return solve(base, value, quantity=quantity, strategy=strategy)
+
+
+def scale_any(
+    model: str, size: int | None, strategy: str, quantity: Target, value: float, threads: int | None = None
+) -> Result:
+    """The network of a registered backbone for a target.
+
+    Raises:
+        UsageError: unknown name, a network without widths and depths, a target that cannot be reached.
+    """
+    from saccade.backbones.fast_scaling.any_network import Base, scale_to
+
+    base = Base.of(model, size)
+    if quantity == "by":
+        return scale_to(base, strategy=strategy, by=value)
+    return scale_to(base, strategy=strategy, target=value, quantity=quantity, threads=threads)
 
 
 def amount(text: str, option: str) -> float:
@@ -142,6 +177,7 @@ def describe(model: str, strategy: str, base: Architecture, found: Solution) -> 
         "model": model,
         "strategy": strategy,
         "scale": found.scale,
+        "call": call_of(net),
         "train_size": net.train_size,
         "test_size": net.test_size,
         "parts": parts,
@@ -153,6 +189,25 @@ def describe(model: str, strategy: str, base: Architecture, found: Solution) -> 
         "achieved": found.achieved,
         "deviation": found.deviation,
     }
+
+
+def call_of(net: Architecture) -> str:
+    """The Python expression that builds a description."""
+    columns = {
+        "depths": "depth",
+        "widths": "width",
+        "strides": "stride",
+        "bottlenecks": "bottleneck",
+        "group_widths": "group_width",
+        "kernels": "kernel",
+    }
+    told: dict[str, Any] = {
+        plural: tuple(getattr(stage, one) for stage in net.stages) for plural, one in columns.items()
+    }
+    told |= {
+        name: getattr(net, name) for name in ("stem_width", "head_width", "block", "stem", "activation", "se_ratio")
+    }
+    return f'saccade.create("anynet", weights=None{"".join(f", {k}={v!r}" for k, v in told.items())})'
 
 
 def table(told: dict[str, Any]) -> str:
@@ -171,6 +226,48 @@ def table(told: dict[str, Any]) -> str:
     lines.append(
         f"{'all':<32}{told['macs'] / 1e6:>11.2f}{told['params'] / 1e6:>12.3f}{told['activations'] / 1e6:>10.3f}"
     )
+    return "\n".join([*lines, "", told["call"], "", closing(told)])
+
+
+def describe_any(strategy: str, found: Result) -> dict[str, Any]:
+    """Everything about a scaled backbone as plain data: the call that builds it, options, costs, deviation."""
+    import math
+
+    def told(net: Scaled, cost: Cost) -> dict[str, Any]:
+        costs = {"macs": cost.macs, "params": cost.parameters, "activations": cost.activations}
+        return {"size": net.size, "options": dict(net.options), **costs}
+
+    return {
+        "model": found.network.name,
+        "strategy": strategy,
+        "scale": found.scale,
+        "call": found.network.call,
+        "base": told(found.base, found.before),
+        **told(found.network, found.after),
+        "exponent": None if math.isnan(found.exponent) else found.exponent,
+        "target": found.target,
+        "achieved": found.achieved,
+        "deviation": found.deviation,
+    }
+
+
+def table_any(told: dict[str, Any]) -> str:
+    """The description as text: before and after, then the call."""
+    lines = [
+        f"{told['model']} scaled by {told['scale']:.4g} ({told['strategy']})",
+        "",
+        f"{'':<7}{'side':>6}{'MACs (M)':>12}{'params (M)':>12}{'acts (M)':>11}",
+    ]
+    for name, net in (("before", told["base"]), ("after", told)):
+        lines.append(
+            f"{name:<7}{net['size']:>6}{net['macs'] / 1e6:>12.2f}{net['params'] / 1e6:>12.3f}"
+            f"{net['activations'] / 1e6:>11.3f}"
+        )
+    return "\n".join([*lines, "", told["call"], "", closing(told)])
+
+
+def closing(told: dict[str, Any]) -> str:
+    """The last line of both tables: seconds, deviation, exponent."""
     power = "" if told["exponent"] is None else f"; activations grew as MACs^{told['exponent']:.2f}"
     timed = f"{told['seconds'] * 1e3:.1f} ms measured, " if told["seconds"] is not None else ""
-    return "\n".join([*lines, "", f"{timed}{told['deviation']:+.2%} from the target{power}"])
+    return f"{timed}{told['deviation']:+.2%} from the target{power}"

@@ -19,7 +19,13 @@ STRATEGIES: dict[str, str] = {
     "width": "wg",
     "resolution": "r",
     "compound": "dwgr",  # uniform, alpha = 1/3
+    # Bello et al., arXiv:2103.07579, section 6: depth for long training, width for up to 100 epochs; pictures grow
+    # slowly, at the pace of the published family (160 px at 2.28 G MACs, 320 px at 63.9 G: a share of 0.42)
+    "rs_long": "d7_r5",
+    "rs_short": "w7_g7_r5",
 }
+#: strategies that stop enlarging pictures at this side, pixels; the rest goes where the other share goes
+LARGEST = {"rs_long": 320, "rs_short": 320}
 
 
 class Factors(NamedTuple):
@@ -56,7 +62,7 @@ def _weights(strategy: str) -> dict[str, float]:
     return {letter: weights.get(letter, 0.0) for letter in "dwgr"}
 
 
-def scaling_factors(strategy: str, s: float) -> Factors:
+def scaling_factors(strategy: str, s: float, size: int | None = None) -> Factors:
     """Share a MACs factor among depth, width, group width and resolution.
 
     With shares e_d + e_w + e_r = 1 of log s: d = s^e_d, w = s^(e_w/2), r = s^(e_r/2). The group width g takes no
@@ -65,6 +71,7 @@ def scaling_factors(strategy: str, s: float) -> Factors:
     Args:
         strategy: a name of `STRATEGIES`, letters of ``dwgr`` with equal shares, or terms such as ``d1_w8_g8_r1``.
         s: the factor on MACs, > 0; below 1 shrinks.
+        size: side of the pictures before, for strategies that stop at a side (`LARGEST`); None: they do not stop.
 
     Raises:
         UsageError: unknown strategy, negative or all-zero weights, ``s`` not positive and finite.
@@ -77,11 +84,12 @@ def scaling_factors(strategy: str, s: float) -> Factors:
         if s != 1:
             raise UsageError(f"scaling strategy {strategy!r} gives every dimension weight 0, it cannot scale by {s:g}")
         total = 1.0
+    resolution = s ** (weight["r"] / total / 2)
+    if size and strategy in LARGEST and resolution > (most := max(1.0, LARGEST[strategy] / size)):
+        resolution, weight["r"] = most, 0.0
+        s, total = s / most**2, weight["d"] + weight["w"]
     return Factors(
-        s ** (weight["d"] / total),
-        s ** (weight["w"] / total / 2),
-        s ** (weight["g"] / total / 2),
-        s ** (weight["r"] / total / 2),
+        s ** (weight["d"] / total), s ** (weight["w"] / total / 2), s ** (weight["g"] / total / 2), resolution
     )
 
 
@@ -112,7 +120,7 @@ def scale(base: Architecture, strategy: str, s: float) -> Architecture:
     Raises:
         UsageError: as `scaling_factors`; a picture size that rounds to 0.
     """
-    d, w, g, r = scaling_factors(strategy, s)
+    d, w, g, r = scaling_factors(strategy, s, base.train_size)
     mbconv = base.block == "mbconv"
     widths, _, groups = adjust_block_compatibility(
         [_times8(stage.width * w) for stage in base.stages],

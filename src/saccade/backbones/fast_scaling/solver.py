@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from saccade.backbones.fast_scaling.architecture import Architecture
 from saccade.backbones.fast_scaling.counting import complexity
 from saccade.backbones.fast_scaling.scaling import scale, scaling_factors
 from saccade.errors import UsageError
 
-__all__ = ["Solution", "solve", "solve_measured"]
+__all__ = ["Solution", "search", "solve", "solve_measured"]
 
 Quantity = Literal["macs", "params", "acts"]
+N = TypeVar("N")
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,42 @@ def solve_measured(
     Raises:
         UsageError: the target is not positive, or ``measure`` returned no positive number.
     """
+    net, s, value = search(
+        lambda s: scale(base, strategy, s), measure, target, tolerance=tolerance, evaluations=evaluations
+    )
+    return Solution(net, s, target, value)
+
+
+def search(
+    scaled: Callable[[float], N],
+    measure: Callable[[N], float],
+    target: float,
+    *,
+    tolerance: float,
+    evaluations: int,
+    bounds: tuple[float, float] = _BOUNDS,
+) -> tuple[N, float, float]:
+    """The network whose measured cost comes nearest to a target among at most so many that are measured.
+
+    Args:
+        scaled: the network of a scale; what is the same network must be equal.
+        measure, target, tolerance, evaluations: as `solve_measured`.
+        bounds: of the scales that are tried.
+
+    Returns:
+        The network, its scale, what was measured.
+
+    Raises:
+        UsageError: as `solve_measured`.
+    """
     _check_target(target, "the measurement")
-    tried: dict[Architecture, tuple[float, float]] = {}  # network: (scale, measured)
+    tried: dict[N, tuple[float, float]] = {}  # network: (scale, measured)
     below: tuple[float, float] | None = None
     above: tuple[float, float] | None = None
     s = 1.0
     for _ in range(4 * evaluations):
-        s = min(max(s, _BOUNDS[0]), _BOUNDS[1])
-        net = scale(base, strategy, s)
+        s = min(max(s, bounds[0]), bounds[1])
+        net = scaled(s)
         if net not in tried:
             if len(tried) == evaluations:
                 break
@@ -166,4 +195,4 @@ def solve_measured(
             if s in (below or above or ()):
                 break
     nearest = min(tried, key=lambda net: abs(math.log(tried[net][1] / target)))
-    return Solution(nearest, tried[nearest][0], target, tried[nearest][1])
+    return nearest, *tried[nearest]
