@@ -111,7 +111,7 @@ def run(data: Data, seed: int) -> Figures:
         figures[f"macs_{name}"] = cost(model, torch.zeros(1, 3, SIDE, SIDE), timed=False).macs
         found = learn(model, STEPS, seed, what=name.replace("_", " "), sets=sets(seed), flips=False)
         figures |= {f"accuracy_{name}": found.accuracy, f"parameters_{name}": found.parameters}
-    return figures | {"steps": STEPS, "chance": 10.0}
+    return figures | {"steps": STEPS, "chance": 10.0, "data": "generated digits among scraps"}
 
 
 def fresh_difference(seed: int) -> float:
