@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from saccade.checkpoint import save
+from saccade.checkpoint import load, save
 from saccade.cli import main
 from saccade.registry import create
 
@@ -203,3 +203,11 @@ def test_encoders_of_ones_own_are_trained_and_score(tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["failed"] == 0
     run("train", "reiqa", "--data", photographs, "-o", out, *words, code=1)
     assert "exists" in capsys.readouterr().err
+    again = tmp_path / "again.safetensors"
+    run("train", "reiqa", "--data", photographs, "-o", again, "--start", out, "--threads", 1)
+    first, second = load(out).state_dict(), load(again).state_dict()
+    assert all((first[name] == second[name]).all() for name in first), "encoders kept, regressors fitted alike"
+    save(create("sesr_m3", scale=2, weights=None), tmp_path / "sesr.safetensors")
+    words = ["-o", tmp_path / "x.safetensors", "--start", tmp_path / "sesr.safetensors"]
+    run("train", "reiqa", "--data", photographs, *words, code=2)
+    assert "holds no regressors" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Ratings without raters: pictures spoilt by known amounts, and a model's regressors fitted to them.
 
     photograph -- piece of it -- untouched, or one distortion at level 0..4 -- rated 100, 80, 60, 40, 20, 0
+                                 each level against the next of the same piece: which is better
 
 The makers of KADID chose the five levels of every kind so that they look evenly spaced from hardly visible to very
 annoying, and alike between kinds; so levels can stand in for ratings. Regressors are fitted to what spoils texture;
@@ -10,12 +11,14 @@ changes of colour and brightness and displaced patches, which pooled local contr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from saccade.checkpoint import write_bytes
 from saccade.data.distortions import LEVELS, distort
@@ -23,8 +26,8 @@ from saccade.progress import track
 from saccade.quality.reiqa.encoder import Encoder
 from saccade.quality.reiqa.moco import Recipe, pretrain
 from saccade.quality.reiqa.network import ReIQA
+from saccade.quality.reiqa.ordering import Ordered, fit_ordered
 from saccade.quality.reiqa.protocol import srcc
-from saccade.quality.reiqa.ridge import fit_ridge
 from saccade.quality.reiqa.scoring import Scorer, read_pixels
 from saccade.registry import create
 
@@ -91,52 +94,92 @@ def spoilt(files: Sequence[Path], kinds: Sequence[str] = KINDS, seed: int = 0) -
                 yield Rated(distort(pixels, kind, level, chance), level + 1, kind, content)
 
 
-def rated_pieces(files: Sequence[Path], each: int = 15, seed: int = 0) -> Iterator[Rated]:
-    """Pieces of 256 to 448 pixels: of every photograph three untouched and ``each`` spoilt ones."""
+def softened(pixels: np.ndarray, side: int, grain: float, chance: np.random.Generator) -> np.ndarray:
+    """A photograph less sharp than a reduced one: grain, half of it grey, half coloured, then enlarged (bicubic).
+
+    So do files out of cameras and scanners look at the scale of pixels: colours are interpolated there, and grain is as
+    coarse as the optics.
+
+    Args:
+        pixels: (h, w, 3) uint8, square.
+        side: of the result, at least h.
+        grain: deviation in levels of 255.
+    """
+    grey, coloured = (chance.standard_normal((*pixels.shape[:2], n)) for n in (1, 3))
+    noise = grain * math.sqrt(0.5) * (grey + coloured)
+    grainy = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+    return np.array(Image.fromarray(grainy).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def rated_pieces(files: Sequence[Path], each: int = 3, seed: int = 0) -> Iterator[Rated]:
+    """``each`` pieces of every photograph, 256 to 384 pixels: untouched, then a kind of every family, level by level.
+
+    So a spoilt piece follows the same piece one level better, but for the first level, which is one below untouched.
+    All but the first piece of a photograph are `softened` beforehand, by a factor of up to 2 with grain of up to 6:
+    in a set of reduced, clean photographs a regressor learns that any lack of sharpness is damage, and takes blur for a
+    gain where it covers grain.
+    """
     for content, file in enumerate(files):
         pixels = read_pixels(file)[0]
-        for i in range(each + 3):
+        for i in range(each):
             chance = np.random.default_rng((seed, content, i))
-            side = min(int(chance.integers(256, 449)), *pixels.shape[:2])
-            top, left = (int(chance.integers(n - side + 1)) for n in pixels.shape[:2])
-            piece = pixels[top : top + side, left : left + side]
-            if i < 3:
-                yield Rated(piece, 0, "", content)
-                continue
-            family = FAMILIES[int(chance.integers(len(FAMILIES)))]
-            kind, level = family[int(chance.integers(len(family)))], int(chance.integers(LEVELS))
-            yield Rated(distort(np.ascontiguousarray(piece), kind, level, chance), level + 1, kind, content)
+            side = min(int(chance.integers(256, 385)), *pixels.shape[:2])
+            taken = side if i == 0 else round(side / chance.uniform(1, 2))
+            top, left = (int(chance.integers(n - taken + 1)) for n in pixels.shape[:2])
+            piece = np.ascontiguousarray(pixels[top : top + taken, left : left + taken])
+            if i > 0:
+                piece = softened(piece, side, chance.uniform(0, 6), chance)
+            yield Rated(piece, 0, "", content)
+            for family in FAMILIES:
+                kind = family[int(chance.integers(len(family)))]
+                for level in range(LEVELS):
+                    yield Rated(distort(piece, kind, level, chance), level + 1, kind, content)
 
 
-def features_of(model: ReIQA, rated: Sequence[Rated], threads: int = 0) -> dict[str, np.ndarray]:
-    """(n, D) features of every layout of the model, each encoder run once."""
-    setting = model.setting
-    scorer = Scorer(model.use(model.settings()[-1]), threads=threads)
-    whole = np.stack([scorer.features_of_bytes(r.pixels) for r in track(rated, "features")])
+def neighbours(levels: Sequence[int]) -> np.ndarray:
+    """(m, 2) places of pieces in `rated_pieces` that are one level apart, the better one first."""
+    found, untouched = [], 0
+    for i, level in enumerate(levels):
+        if level == 0:
+            untouched = i
+        else:
+            found.append((untouched if level == 1 else i - 1, i))
+    return np.array(found).reshape(-1, 2)
+
+
+def columns(model: ReIQA) -> dict[str, slice]:
+    """Where the features of each layout stand in a row of the widest."""
     quality = model.quality.encoder.features
-    columns = {"quality_half": slice(quality, 2 * quality), "quality_full": slice(0, quality)}
-    columns |= {"quality": slice(0, 2 * quality), "quality_content": slice(None)}
-    found = {name: whole[:, columns[name]] for name in model.settings()}
-    model.use(setting)
-    return found
+    where = {"quality_half": slice(quality, 2 * quality), "quality_full": slice(0, quality)}
+    where |= {"quality": slice(0, 2 * quality), "quality_content": slice(None)}
+    return {name: where[name] for name in model.settings()}
 
 
 @torch.no_grad()
-def fit_regressors(model: ReIQA, files: Sequence[Path], seed: int = 0, threads: int = 0) -> dict[str, float]:
-    """Fit the model's regressor of every layout to `rated_pieces`, in place.
+def fit_regressors(model: ReIQA, files: Sequence[Path], seed: int = 0, threads: int = 0) -> dict[str, Ordered]:
+    """Fit the model's regressor of every layout to `rated_pieces`, in place, each encoder run once.
 
     Returns:
-        Root mean square of the left-out errors by layout, in points of 100.
+        The fits by layout.
+
+    Raises:
+        InputError: fewer than two photographs, unreadable ones.
     """
-    rated = list(rated_pieces(files, seed=seed))
-    scores, contents = np.array([r.rating for r in rated]), [r.content for r in rated]
-    errors = {}
-    for name, features in features_of(model, rated, threads).items():
-        ridge = fit_ridge(features, scores, contents)
-        getattr(model, f"coefficients_{name}").copy_(torch.from_numpy(ridge.coefficients))
-        getattr(model, f"intercept_{name}").fill_(ridge.intercept)
-        errors[name] = ridge.left_out_error
-    return errors
+    setting = model.setting
+    scorer = Scorer(model.use(model.settings()[-1]), threads=threads)
+    rows, ratings, levels, contents = [], [], [], []
+    for r in track(rated_pieces(files, seed=seed), "features"):  # one at a time: all of them are gigabytes
+        rows.append(scorer.features_of_bytes(r.pixels))
+        ratings.append(r.rating)
+        levels.append(r.level)
+        contents.append(r.content)
+    model.use(setting)
+    whole, pairs, fits = np.stack(rows), neighbours(levels), {}
+    for name, where in columns(model).items():
+        fits[name] = fit = fit_ordered(whole[:, where], np.array(ratings), contents, pairs)
+        getattr(model, f"coefficients_{name}").copy_(torch.from_numpy(fit.coefficients))
+        getattr(model, f"intercept_{name}").fill_(fit.intercept)
+    return fits
 
 
 def halve_precision(model: ReIQA) -> ReIQA:
@@ -155,7 +198,7 @@ def train_small(
     *,
     say: Callable[[str, int, float, float, Encoder], None] | None = None,
     threads: int = 0,
-) -> tuple[ReIQA, dict[str, float]]:
+) -> tuple[ReIQA, dict[str, Ordered]]:
     """``reiqa_small`` from nothing: both encoders pre-trained, its regressors fitted.
 
     Args:
@@ -165,7 +208,7 @@ def train_small(
         say: called with (branch, step, loss, share of queries nearest to their own key, encoder).
 
     Returns:
-        The model, rounded to float16's numbers, and its left-out errors by layout.
+        The model, rounded to float16's numbers, and the fits of its regressors by layout.
 
     Raises:
         InputError: unusable pictures.
