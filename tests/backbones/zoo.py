@@ -72,11 +72,29 @@ SMALL = {
         other=None,
         maps=3,
     ),
+    "elasticvit": Small(
+        "elasticvit_subnet",
+        {
+            "space": "elasticvit-small",
+            "architecture": {
+                "resolution": 64,
+                "stem": {"depth": 1, "width": 16, "kernel": 3},
+                "stages": [
+                    {"kind": "conv", "depth": 2, "width": 16, "ratio": 3, "kernel": 5},
+                    {"kind": "conv", "depth": 1, "width": 24, "ratio": 2, "kernel": 3},
+                    {"kind": "attention", "depth": 2, "width": 24, "ratio": 3, "v_scale": 2},
+                    {"kind": "attention", "depth": 1, "width": 32, "ratio": 2, "v_scale": 1},
+                ],
+            },
+        },
+        other=(96, 96),  # square ones alone
+    ),
     "fast_scaling": Small(
         "anynet",
         {"depths": (1, 2, 1, 1), "widths": (16, 24, 32, 40), "group_widths": 8, "stem_width": 8, "se_ratio": 0.25},
         smallest=False,
     ),
+    "foveated": Small("foveated", {"widths": (8, 12, 16, 24), "depths": (1, 1, 1, 1), "img_size": 64}, other=None),
     "hyperzzw": Small(
         "hyperzzw",
         {

@@ -323,11 +323,34 @@ def wavemix() -> dict[str, Tensor]:
     return made
 
 
+@torch.no_grad()
+def foveated() -> dict[str, Tensor]:
+    """The parts of the transform on noise that is drawn here, regions by windows, and a network behind the blur."""
+    from saccade.backbones.foveated.adain import coral
+    from saccade.backbones.foveated.lapped import Lapped, Unlapped
+    from saccade.backbones.foveated.transform import painted
+    from saccade.backbones.foveated.windows import Windows, pooling_regions
+
+    image, noise = picture(5, 1, 3, 32, 48), draw(np.random.default_rng(6), (1, 3, 32, 48))
+    noise = coral(noise, image)
+    windows = Windows((32, 48), 0.5, (0.3, 0.6))
+    made = {"coral": noise[..., ::8, ::8], "rings": torch.from_numpy(windows.ring_weights()[:, ::16, ::8])}
+    for painting in ("strongest", "order"):
+        regions = pooling_regions(windows, 4, painting=painting)
+        features = painted(Lapped(4)(image), Lapped(4)(noise), regions)
+        made[f"painted_{painting}"] = Unlapped(4)(features)[..., 1::8, 2::8]
+        made[f"alpha_{painting}"] = regions.alpha
+    options = {**zoo.SMALL["foveated"].options, "kind": "blur", "num_classes": 5}
+    y = fill(create("foveated", weights=None, **options), seed=3)(picture(4, 1, 3, 64, 64) - 0.5)
+    return {**made, "logits": y / y.abs().max()}
+
+
 SYSTEMS: dict[str, Callable[[], dict[str, Tensor]]] = {
     **{slug: functools.partial(backbone, slug) for slug in zoo.SMALL},
     "wavemix": wavemix,
     "dot": dot,
     "fit": fit,
+    "foveated": foveated,
     "espcn": espcn,
     "fast_scaling": fast_scaling,
     "histoformer": histoformer,

@@ -36,6 +36,7 @@ VERBS = {
     "evaluate": "Quality of super-resolution weights by the protocol of the field.",
     "cost": "Parameters, MACs, activations, memory and latency of a model.",
     "scale": "Scale a backbone to a target cost so that it stays fast.",
+    "search": "Find the best sub-network of a supernet below a limit of time or MACs.",
     "list": "List the models that can be created.",
     "weights": "List, fetch and clear published weights.",
     "systems": "Show the 81 systems and what stands of each.",

@@ -221,7 +221,58 @@ def classify(
     _run(Options.of_recipe, train, given, then="cost")
 
 
-def _run(make: Callable[..., Any], train: Callable[..., Path], given: dict[str, Any], *, then: str) -> None:
+@app.command("supernet")
+def supernet(
+    data: Annotated[
+        str, typer.Option(help="Folder of a folder a class, of webdataset shards, or hf:NAME@SPLIT (Hugging Face).")
+    ],
+    out: Out,
+    space: Annotated[str, typer.Option(help="What it holds: elasticvit or elasticvit-small.")] = "elasticvit",
+    sampling: Annotated[str, typer.Option(help="neighbours, walk (without memories) or uniform.")] = "neighbours",
+    drawn: Annotated[int, typer.Option(help="Networks a step, beside the least of their group.")] = 3,
+    teachers: Annotated[
+        list[str] | None, typer.Option("--teacher", help="File of a classifier of these classes; may be repeated.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Divides the teachers' logits.")] = 0.2,
+    validate: Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")] = None,
+    steps: Steps = 20_000,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    patch: Annotated[
+        int | None, typer.Option("--size", help="Side of the pictures, pixels.  [default: the space's largest]")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Peak learning rate (AdamW).")] = 5e-4,
+    warmup: Warmup = 300,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices outside the inverted bottlenecks.")] = 0.05,
+    clip: Clip = 1.0,
+    ema: Ema = 0.9995,
+    operations: Annotated[int, typer.Option(help="Of RandAugment; 0: none.")] = 1,
+    magnitude: Annotated[int, typer.Option(help="Of RandAugment, 0 to 30.")] = 1,
+    erasing: Annotated[float, typer.Option(help="Probability.")] = 0.01,
+    mixup: Annotated[float, typer.Option(help="Of its Beta; 0: none.")] = 0.2,
+    cutmix: Annotated[float, typer.Option(help="Of its Beta; 0: none.")] = 0.0,
+    smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.1,
+    start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    validate_every: ValidateEvery = 1_000,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(help="Processes that decode; 0: none.")] = 2,
+    threads: Threads = 0,
+    accelerator: Accelerator = "auto",
+    json: AsJson = False,
+) -> None:
+    """Train an ElasticViT supernet on one device, to search networks in; killed, the same command goes on."""
+    given = locals() | {"model": "elasticvit", "teachers": tuple(teachers or ())}
+    from saccade.backbones.elasticvit.architecture import as_space
+    from saccade.backbones.elasticvit.training import Options, train
+
+    given["patch"] = as_space(space).resolutions[-1] if patch is None else patch
+    _run(Options, train, given, then="search", flag="--weights")
+
+
+def _run(
+    make: Callable[..., Any], train: Callable[..., Path], given: dict[str, Any], *, then: str, flag: str = "--model"
+) -> None:
     """Train, and print the end.
 
     Args:
@@ -229,6 +280,7 @@ def _run(make: Callable[..., Any], train: Callable[..., Path], given: dict[str, 
         train: of them and ``say``; returns the file of weights.
         given: a command's own arguments: the options by name, and ``json``.
         then: the verb that uses such weights.
+        flag: how it is given them.
     """
     told = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name != "json"}
     options = make(**told | ({"shrink": _sizes(given["shrink"])} if "shrink" in given else {}))
@@ -236,7 +288,7 @@ def _run(make: Callable[..., Any], train: Callable[..., Path], given: dict[str, 
     if given["json"]:
         typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
     else:
-        typer.echo(f"{made}  (saccade {then} --model {made} ...)")
+        typer.echo(f"{made}  (saccade {then} {flag} {made} ...)")
 
 
 def _sizes(text: str) -> tuple[float, ...]:

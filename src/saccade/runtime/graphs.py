@@ -26,14 +26,23 @@ def can_export() -> bool:
     return all(importlib.util.find_spec(m) for m in ("torch", "onnx", "onnxscript"))
 
 
-def export(model: Any, path: Path, weights: Path | None = None) -> None:
-    """Write a network on (1, C, h, w) pictures as ONNX with free height and width.
+def export(
+    model: Any,
+    path: Path,
+    weights: Path | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+    names: tuple[str, str] = ("low", "high"),
+) -> None:
+    """Write a network on (1, C, h, w) pictures as ONNX, with free height and width.
 
     Args:
         model: the network; ``in_channels`` says C (3 where it says nothing).
         path: the ONNX file.
         weights: a safetensors file in the same folder that holds the same tensors under the same names: the graph
             then points into it instead of repeating them.
+        shape: of the input, for a graph of this one size.
+        names: of what goes in and what comes out.
 
     Raises:
         UnavailableError: the ``onnx`` extra is not installed.
@@ -47,7 +56,7 @@ def export(model: Any, path: Path, weights: Path | None = None) -> None:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise UnavailableError.extra("exporting a graph", "onnx") from error
-    example = torch.zeros(1, getattr(model, "in_channels", 3), 24, 20)
+    example = torch.zeros(shape or (1, getattr(model, "in_channels", 3), 24, 20))
     free = {2: torch.export.Dim("height", min=1, max=1 << 20), 3: torch.export.Dim("width", min=1, max=1 << 20)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     was = model.training
@@ -55,9 +64,9 @@ def export(model: Any, path: Path, weights: Path | None = None) -> None:
         model.eval(),
         (example,),
         dynamo=True,
-        dynamic_shapes=(free,),
-        input_names=["low"],
-        output_names=["high"],
+        dynamic_shapes=(free,) if shape is None else None,
+        input_names=[names[0]],
+        output_names=[names[1]],
         verbose=False,
     )
     model.train(was)

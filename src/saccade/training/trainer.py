@@ -157,6 +157,13 @@ class Options:
         """What the file of weights tells beside the network."""
         return {}
 
+    def state(self) -> str:
+        """What the task must remember so that a run can go on, as text, beside network, optimiser and step."""
+        return ""
+
+    def restore(self, state: str) -> None:
+        """Take what `state` gave; before `loss_function` is asked for."""
+
     def start_from(self, model: nn.Module) -> str:
         """Load what fits of ``start``; returns what was done, in words."""
         return start_from(model, str(self.start))
@@ -413,6 +420,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
         optimiser.load_state_dict(kept["optimiser"])
         average.values = kept["average"]
         first, seconds = int(kept["step"]), float(kept["seconds"])
+        options.restore(kept.get("task", ""))
         if leading:
             say(f"continuing {run.folder} at step {first:,} of {options.steps:,}")
     for k, v in average.values.items():
@@ -435,6 +443,7 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
             "step": step,
             "seconds": time.monotonic() - began,
             "course": run.course,
+            "task": options.state(),
             "options": {k: _plain(v) for k, v in dataclasses.asdict(options).items()},
         }
 
