@@ -81,7 +81,7 @@ def search(
     settings = _settings(fitness is not None, population, generations, seed)
     predictor = None if limit_ms is None else _predictor(model.space, setting, networks, again)
     found = _found(model.space, limit_ms, limit_macs, fitness, settings, predictor, setting)
-    told = describe(found, model.space, setting, fitness, held if fitness is not None else 0)
+    told = describe(found, model.space, setting, fitness)
     if out is not None:
         told["file"] = str(out)
         _write(out, model, found, fitness, told)
@@ -268,7 +268,7 @@ def _found(
     return _Found(outcome, f"{limit_macs:g} M MACs", True, None, took, 1, None)
 
 
-def describe(found: _Found, space: Space, setting: Setting, fitness: Accuracy | None, held: int) -> dict[str, Any]:
+def describe(found: _Found, space: Space, setting: Setting, fitness: Accuracy | None) -> dict[str, Any]:
     """Everything about what was found, as plain data."""
     from dataclasses import asdict
 
@@ -290,7 +290,7 @@ def describe(found: _Found, space: Space, setting: Setting, fitness: Accuracy | 
         "device": setting.device,
         "chosen_by": chosen_by,
         "accuracy_percent": None if fitness is None else fitness(architecture),
-        "held_out_pictures": held,
+        "held_out_pictures": 0 if fitness is None else sum(len(labels) for _, labels in fitness.held),
         "evaluated": found.outcome.evaluated,
         "rounds": found.rounds,
         "predictor": None
