@@ -114,7 +114,8 @@ def register(
         variants: further names that the same function makes, small ones first; it is called with the name before the
             options, ``(variant, **options)``. Each name stands with a line about it, or with facts of its own and that
             line under ``about``. Where there are variants, ``name`` itself is the general network (and none of timm's).
-        facts: further literals, e.g. ``scales=(2, 3, 4)``.
+        facts: further literals, e.g. ``scales=(2, 3, 4)``; ``size``, the side of a backbone's pictures, ``fixed_size``
+            where it takes no other, ``side_option``, the option that builds it for another.
     """
 
     def mark(function: F) -> F:

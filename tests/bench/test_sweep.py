@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ def test_one_variant_of_each_system_is_swept_by_default() -> None:
     names = sweep.default_models()
     assert "shvit_s1" in names
     assert "shvit" not in names
+    assert "efficientvit_m0" in names  # built for each size
+    assert "elasticvit_t1" not in names  # resizes every picture to its own
 
 
 def test_a_network_is_measured_and_drawn(tmp_path: Path) -> None:
@@ -32,6 +36,18 @@ def test_a_network_is_measured_and_drawn(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found.to_dict()))["courses"][0]["model"] == "shvit_s1"
     sweep.plot(found, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def test_networks_for_one_size_are_built_for_each() -> None:
+    (course,) = sweep.run(["efficientvit_m0"], (128, 192), threads=1).courses
+    assert course.sides == (128, 192)
+
+
+def test_memory_that_is_not_there_ends_the_process_with_an_error() -> None:
+    code = "from saccade.bench.sweep import bound_memory; bound_memory(0.01); import torch; torch.ones(10**9)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "rror" in done.stderr.strip().splitlines()[-1]
 
 
 def test_what_fails_is_told_in_the_note() -> None:

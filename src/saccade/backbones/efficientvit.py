@@ -319,6 +319,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     system="efficientvit",
     task="classification",
     fixed_size=True,
+    side_option="img_size",
     variants={
         "efficientvit_m0": "EfficientViT-M0: 2.3 M parameters, 79 M MACs at 224 px",
         "efficientvit_m1": "EfficientViT-M1: 3.0 M parameters, 167 M MACs at 224 px",

@@ -1,7 +1,8 @@
 """Time and memory of backbones from 224 to 1,792 pixels a side: the picture that a user chooses by.
 
 Each network at each size runs in a process of its own, fused, channels last, one picture, in PyTorch (which takes any
-size without compiling anew). A network stops where one picture takes longer than `PATIENCE` or the memory runs out.
+size without compiling anew). Networks that are built for one size are built for each. A network stops where one picture
+takes longer than `PATIENCE` or the memory runs out.
 """
 
 from __future__ import annotations
@@ -81,13 +82,13 @@ def exponent(sides: Sequence[int], values: Sequence[float]) -> float | None:
 
 
 def default_models() -> list[str]:
-    """One variant a system, the smallest; none of those that are built for one size."""
+    """One variant a system, the smallest; of those that are built for one size, none that cannot be told which."""
     found: dict[str, str] = {}
     for slug in {registry.entry(n).system for n in registry.list_models(task="classification")} - {""}:
         for name in registry.variants(slug):
             entry = registry.entry(name)
-            any_size = entry.task == "classification" and not entry.facts.get("fixed_size")
-            if any_size and entry.facts.get("timm", True):
+            any_size = not entry.facts.get("fixed_size") or "side_option" in entry.facts
+            if entry.task == "classification" and any_size and entry.facts.get("timm", True):
                 found.setdefault(slug, name)
     return sorted(found.values())
 
@@ -171,7 +172,8 @@ def one(name: str, side: int, threads: int) -> dict[str, float]:
     from saccade.runtime.accelerate import accelerate
 
     torch.set_num_threads(threads)
-    model = accelerate(registry.create(name, weights=None), backend="torch")
+    option = registry.entry(name).facts.get("side_option")
+    model = accelerate(registry.create(name, weights=None, **({option: side} if option else {})), backend="torch")
     x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = held("VmRSS")
@@ -211,5 +213,14 @@ def plot(sweep: Sweep | dict[str, Any], path: Path) -> None:
     plt.close(picture)
 
 
+def bound_memory(share: float = 0.75) -> None:
+    """Fail with an error, not with the machine, where a process wants more than this share of what is free."""
+    import resource
+
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_DATA, (int(share * free), resource.RLIM_INFINITY))
+
+
 if __name__ == "__main__":
+    bound_memory()
     print(json.dumps(one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

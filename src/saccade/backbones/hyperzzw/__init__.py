@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     task="classification",
     size=32,
     fixed_size=True,
+    side_option="img_size",
     variants={"hyperzzw_cifar": "the network of the CIFAR runs: 1.34 M parameters with 10 classes, 32 x 32 px"},
 )
 def hyperzzw(variant: str = "", /, **options: Any) -> nn.Module:

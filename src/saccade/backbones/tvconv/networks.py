@@ -260,6 +260,7 @@ SHUFFLENETS: dict[str, dict[str, Any]] = {
     task="classification",
     size=96,
     fixed_size=True,
+    side_option="img_size",
     variants={
         "tvconv_mobilenetv2_x0_1": "MobileNetV2 x0.1 with TVConv: 16.4 M parameters in training",
         "tvconv_mobilenetv2_x0_2": "MobileNetV2 x0.2 with TVConv",
@@ -279,6 +280,7 @@ def tvconv_mobilenetv2(variant: str = "", /, **options: Any) -> nn.Module:
     task="classification",
     size=96,
     fixed_size=True,
+    side_option="img_size",
     variants={
         "tvconv_shufflenetv2_x0_5": "ShuffleNetV2 x0.5 with TVConv",
         "tvconv_shufflenetv2_x1_0": "ShuffleNetV2 x1.0 with TVConv",
