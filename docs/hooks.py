@@ -140,7 +140,7 @@ def _count(name: str, scale: int | None) -> tuple[str, int, int] | None:
     from saccade.cost import cost
 
     try:
-        model: Any = registry.create(name, weights=None, **({"scale": scale} if scale else {}))
+        model: Any = registry.shaped(name, **({"scale": scale} if scale else {}))
     except (TypeError, ValueError):
         return None
     if scale:

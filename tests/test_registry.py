@@ -55,6 +55,12 @@ def test_variants_are_names_of_one_function_small_ones_first() -> None:
         saccade.create("shvit", weights=None, variant="shvit_s1")
 
 
+def test_the_largest_network_is_counted_without_its_memory() -> None:
+    model = registry.shaped("piip_h6b_512")
+    assert sum(p.numel() for p in model.parameters()) > 7e9
+    assert all(p.is_meta for p in model.parameters())
+
+
 def test_lists_are_sorted_and_filtered() -> None:
     everything = saccade.list_models()
     assert everything == sorted(set(everything))

@@ -33,6 +33,7 @@ __all__ = [
     "list_models",
     "recognise",
     "register",
+    "shaped",
     "variants",
 ]
 
@@ -306,6 +307,23 @@ def create(name: str, weights: str | Path | None = "default", **options: Any) ->
 
         load_into(model, path)
     return model.eval()
+
+
+def shaped(name: str, **options: Any) -> nn.Module:
+    """A model whose parameters have shapes and no values, to be counted: gigabytes of them take no memory.
+
+    Where its making looks at values it is made as `create` makes it.
+
+    Raises:
+        UsageError: as `create`.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return create(name, weights=None, **options)
+    except (NotImplementedError, RuntimeError):
+        return create(name, weights=None, **options)
 
 
 def rebuild(name: str, options: Mapping[str, Any], source: str) -> nn.Module:

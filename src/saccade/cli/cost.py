@@ -32,10 +32,10 @@ def cost(
 
     from saccade.budget import check_budget, has_budget
     from saccade.cost import cost as count
-    from saccade.registry import create
+    from saccade.registry import create, shaped
 
     options = {} if scale is None else {"scale": scale}
-    model: Any = create(name, weights=None, **options)
+    model: Any = shaped(name, **options) if meta else create(name, weights=None, **options)
     if budget is not None:
         if not has_budget(model):
             raise UsageError(f"{name} has no budget dial")
