@@ -39,7 +39,7 @@ STEPS, TESTS = 400, 2_000
 FILTER_BATCH, FILTER_RATE, SIDE, CHANNELS, BLOCKS = 16, 3e-3, 16, 4, 4
 DIGIT_BATCH, DIGIT_RATE = 64, 6e-3
 SPEED_BATCH, SPEED_CHANNELS, SPEED_SIDE = 64, 96, 24
-WARM = 10  # rounds before the measured ones
+WARM, KEPT = 10, 7_500_000  # rounds before the measured ones; floats of a block that is allocated and freed before
 
 
 def run(data: Data, seed: int) -> Figures:
@@ -168,7 +168,9 @@ def speed(seed: int) -> Figures:
     }
     calls: dict[str, Any] = {name: torch.inference_mode()(call) for name, call in runs.items()}
     with on_threads(1):
-        for call in (*calls.values(),) * WARM:  # until the allocator keeps what is freed: else its first pages count
+        torch.empty(KEPT)  # freed at once: from here on the C library keeps blocks of that size, where fresh pages for
+        # every result would count for each call alike and hide what they compute
+        for call in (*calls.values(),) * WARM:
             call()
         seconds = medians(calls, 7, time.process_time)
     figures: Figures = {f"seconds_{name}": found for name, found in seconds.items()}
