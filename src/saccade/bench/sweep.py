@@ -193,7 +193,7 @@ def plot(sweep: Sweep | dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     told = sweep.to_dict() if isinstance(sweep, Sweep) else sweep
-    picture, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    picture, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
     for i, course in enumerate(c for c in told["courses"] if c["sides"]):
         style = {"marker": "osv^Dx"[i % 6], "color": f"C{i % 10}", "markersize": 4}
         times, peaks = course["time_exponent"], course["memory_exponent"]
@@ -208,7 +208,7 @@ def plot(sweep: Sweep | dict[str, Any], path: Path) -> None:
         axis.set_xlabel("side of the picture, pixels")
         axis.set_ylabel(unit)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, title="exponent in pixels", title_fontsize=7)
+        axis.legend(fontsize=7, title="exponent in pixels", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     picture.savefig(path, dpi=120)
     plt.close(picture)
 
