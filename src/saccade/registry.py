@@ -322,7 +322,7 @@ def shaped(name: str, **options: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             return create(name, weights=None, **options)
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # NotImplementedError of the meta device among them
         return create(name, weights=None, **options)
 
 

@@ -36,7 +36,7 @@ TOLERANCE = 0.05  # a target is met within this part of it, or refused
 _NEAR = 0.02  # near enough to stop
 _EVALUATIONS = 24
 _BOUNDS = (2.0**-10, 2.0**12)  # scales that are tried
-_LOOKED = (NotImplementedError, RuntimeError, UsageError)  # what a network without values raises when it needs them
+_LOOKED = (RuntimeError, UsageError)  # what a network without values raises when it needs them
 _QUANTITIES = {"macs": "macs", "acts": "activations", "params": "parameters"}
 
 
