@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,13 +39,6 @@ def test_a_network_is_measured_and_drawn(tmp_path: Path) -> None:
 def test_networks_for_one_size_are_built_for_each() -> None:
     (course,) = sweep.run(["efficientvit_m0"], (128, 192), threads=1).courses
     assert course.sides == (128, 192)
-
-
-def test_memory_that_is_not_there_ends_the_process_with_an_error() -> None:
-    code = "from saccade.bench.sweep import bound_memory; bound_memory(0.01); import torch; torch.ones(10**9)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1
-    assert "rror" in done.stderr.strip().splitlines()[-1]
 
 
 def test_what_fails_is_told_in_the_note() -> None:

@@ -1,6 +1,7 @@
-"""Peak memory of one contender, in a process of its own: python -m saccade.bench.memory MODULE WxH I WHO N
+"""What a process holds, what it may ask for, and the peak of one contender in a process of its own.
 
-Prints the bytes that the call held at its peak beyond what the process held before it; the weights are held before.
+``python -m saccade.bench.memory MODULE WxH I WHO N`` prints the bytes that the call held at its peak beyond what the
+process held before it; the weights are held before.
 """
 
 from __future__ import annotations
@@ -16,10 +17,31 @@ from typing import Any
 
 
 def held(what: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process in bytes."""
+    """``VmRSS`` (now), ``VmHWM`` (peak) or ``VmData`` (asked for, used or not) of this process in bytes."""
     found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) << 10
+
+
+def available() -> int:
+    """Bytes that are there for a program that asks now, what the system would give up with them; 0 where none tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 0)
+
+
+def bound(share: float = 0.75) -> None:
+    """Let this process fail with an error, not the machine, where it wants more than this share of what is there.
+
+    What it holds already, and what its libraries set aside without using, is not counted.
+    """
+    import resource
+
+    more = int(share * available())
+    if more:
+        resource.setrlimit(resource.RLIMIT_DATA, (held("VmData") + more, resource.RLIM_INFINITY))
 
 
 def main(name: str, size: str, index: str, who: str, threads: str) -> int:

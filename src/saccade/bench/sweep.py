@@ -213,14 +213,8 @@ def plot(sweep: Sweep | dict[str, Any], path: Path) -> None:
     plt.close(picture)
 
 
-def bound_memory(share: float = 0.75) -> None:
-    """Fail with an error, not with the machine, where a process wants more than this share of what is free."""
-    import resource
-
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_DATA, (int(share * free), resource.RLIM_INFINITY))
-
-
 if __name__ == "__main__":
-    bound_memory()
+    from saccade.bench import memory
+
+    memory.bound()
     print(json.dumps(one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

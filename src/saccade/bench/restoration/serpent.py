@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from saccade.bench import peers
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure, skipped
-from saccade.bench.memory import held
+from saccade.bench.memory import available, held
 from saccade.cost import cost, count_parameters
 from saccade.nn.channel_norm import ChannelNorm
 from saccade.nn.restormer import EPSILON, GDFN, MDTA
@@ -257,7 +257,7 @@ def _block_rows(threads: int, rounds: int, sides: tuple[int, ...] = SIDES) -> tu
     notes.append(f"Serpent's block against others, parameters: {told}.")
     inside = functools.partial(peers.torch_threads, threads)
     medians: dict[str, list[float]] = {name: [] for name in blocks}
-    if memory_free() < HUGE:
+    if available() < HUGE:
         sides = tuple(side for side in sides if side <= 1024)
         notes.append(
             "Blocks are compared to 1024x1024 only: there was not the memory for a Restormer block at 2048x2048."
@@ -318,22 +318,13 @@ def growth(sizes: Sequence[tuple[int, int]], threads: int = 1) -> list[tuple[int
     return found
 
 
-def memory_free() -> int:
-    """Bytes that are free for a program that asks now; none where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 0)
-
-
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
     """The scan beside other ways to run it, the block beside blocks of attention, and how the block grows to 4K."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         scans, said = _scan_rows(threads, rounds)
         blocks, more = _block_rows(threads, rounds)
-        sizes = ((512, 512), (1024, 1024), (1920, 1080), (3840, 2160))[: 4 if memory_free() > LARGE else 3]
+        sizes = ((512, 512), (1024, 1024), (1920, 1080), (3840, 2160))[: 4 if available() > LARGE else 3]
         grown = growth(sizes)
     pixels, seconds, peaks = (np.array(column) for column in zip(*grown, strict=True))
     exponents = [float(np.polyfit(np.log(pixels), np.log(y), 1)[0]) for y in (seconds, peaks)]
