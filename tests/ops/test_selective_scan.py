@@ -279,7 +279,7 @@ def test_the_ledger_counts_four_for_each_state_of_each_channel() -> None:
 
 
 def test_small_scans_and_double_precision_take_the_chunked_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_numba_works", lambda: True)
+    monkeypatch.setattr(module, "works", lambda _: True)
     batch, groups, each, states = 1, 2, 8, 16
     for dtype, length, name in (
         (torch.float32, module.WORTH // (groups * each * states), "numba"),
@@ -297,14 +297,14 @@ def test_a_numba_that_refuses_to_load_leaves_the_chunked_path(monkeypatch: pytes
     """As it does beside a NumPy newer than itself."""
     monkeypatch.setitem(sys.modules, "saccade.ops.selective_scan.numba", None)
     monkeypatch.setattr(module, "WORTH", 0)
-    module._numba_works.cache_clear()
+    module.works.cache_clear()
     try:
         x = draw((1, 2, 3, 4, 20), torch.float32)
         torch.testing.assert_close(
             selective_scan(**x, softplus=True), selective_scan(**x, softplus=True, path="chunked"), atol=0, rtol=0
         )
     finally:
-        module._numba_works.cache_clear()
+        module.works.cache_clear()
 
 
 def test_the_paths_agree_on_a_whole_network_layer() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import saccade.ops.tvconv as module
+from saccade.cost import cost
 from saccade.errors import InputError, UsageError
 from saccade.ops.tvconv import output_size, shifted, tvconv
+from saccade.runtime.threads import on_threads
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -52,6 +57,8 @@ def test_the_same_kernel_everywhere_is_a_depthwise_convolution(stride: int) -> N
 
 
 def test_layouts_and_pictures_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the path by shifted views, which runs what is not compiled."""
+    monkeypatch.setattr(module, "works", lambda _: False)
     x, weight, bias = draw(5, 6, 8, 9), draw(9, 6, 8, 9, seed=1), draw(6, 8, 9, seed=2)
     want = tvconv(x, weight, bias, fast=False)
     for numbers, many in ((1, 2), (2 * 6 * 8 * 9, 2), (1, 9), (2 * 6 * 8 * 9, 9), (1 << 20, 2)):
@@ -63,6 +70,54 @@ def test_layouts_and_pictures_at_a_time_give_the_same(monkeypatch: pytest.Monkey
             tvconv(draw(6, 5, 8, 9).transpose(0, 1), weight),
             tvconv(draw(6, 5, 8, 9).transpose(0, 1), weight, fast=False),
         )
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 7, 9), (3, 33, 12, 15), (1, 2, 1, 5), (1, 2, 8, 2)])
+@pytest.mark.parametrize("bias", [None, (1, 1), "whole"])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_compiled_path_is_unfolding(size: tuple[int, ...], stride: int, bias: object, last: bool) -> None:
+    pytest.importorskip("numba")
+    compiled = importlib.import_module("saccade.ops.tvconv.numba")
+    out = output_size(size[2], size[3], stride)
+    x, weight = draw(*size), draw(9, size[1], *out, seed=1)
+    offset = None if bias is None else draw(1, size[1], *(out if bias == "whole" else (1, 1)), seed=2)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert compiled.takes(x, weight, offset)
+    found = compiled.tvconv3(x, weight, offset, stride)
+    near(found, tvconv(x, weight, offset, stride=stride, fast=False))
+    assert found.is_contiguous() or found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_all_threads_together_fill_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    compiled = importlib.import_module("saccade.ops.tvconv.numba")
+    monkeypatch.setattr(compiled, "ALONE", 1)
+    x, weight = draw(2, 5, 7, 6), draw(9, 5, 7, 6, seed=1)
+    with on_threads(3):
+        for y in (x, x.contiguous(memory_format=torch.channels_last)):
+            near(compiled.tvconv3(y, weight, None, 1), tvconv(x, weight, fast=False))
+
+
+def test_the_compiled_path_leaves_what_it_is_not_made_for() -> None:
+    pytest.importorskip("numba")
+    takes = importlib.import_module("saccade.ops.tvconv.numba").takes
+    x, weight = draw(1, 4, 6, 6), draw(9, 4, 6, 6)
+    assert takes(x, weight, None)
+    assert not takes(x.double(), weight.double(), None)
+    assert not takes(x, weight, draw(4, 6, 6).half())
+    assert not takes(draw(1, 4, 12, 12)[..., ::2, ::2], weight, None)
+    assert not takes(x, draw(25, 4, 6, 6), None)
+    assert not takes(x[:0], weight, None)
+    assert tvconv(x[:0], weight).shape == (0, 4, 6, 6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_ledger_counts_one_for_each_tap_of_each_place(device: str) -> None:
+    with torch.device(device):
+        x, weight = torch.zeros(2, 5, 8, 10), torch.zeros(9, 5, 4, 5)
+    assert cost(lambda y: tvconv(y, weight, stride=2), x, timed=False).macs == 2 * 9 * 5 * 4 * 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

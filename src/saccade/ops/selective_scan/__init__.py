@@ -7,7 +7,6 @@ the paths of the processor, triton.py that of a GPU.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import math
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from saccade.cost import register_macs
 from saccade.errors import InputError, UnavailableError, UsageError
+from saccade.ops.compiled import works
 from saccade.ops.selective_scan.naive import selective_scan_naive
 from saccade.ops.selective_scan.operands import Gradients, Operands
 
@@ -302,15 +302,5 @@ def _runner(path: str, x: Operands) -> ModuleType:
     """The module that runs the operator; the same for shapes alone as for tensors."""
     if path == "auto":  # in double precision PyTorch's exp is the faster one
         worth = x.u.dtype == torch.float32 and x.u.numel() * x.A.shape[1] >= WORTH
-        path = "numba" if worth and _numba_works() else "chunked"
+        path = "numba" if worth and works("selective_scan") else "chunked"
     return importlib.import_module(f"saccade.ops.selective_scan.{path}")
-
-
-@functools.cache
-def _numba_works() -> bool:
-    """Whether Numba is here and takes this NumPy: it refuses those that are newer than itself."""
-    try:
-        importlib.import_module("saccade.ops.selective_scan.numba")
-    except ImportError:
-        return False
-    return True

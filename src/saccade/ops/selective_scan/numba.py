@@ -13,15 +13,13 @@ The exponential is a polynomial on the fraction and the exponent's bits, within 
 Backward keeps the state before every `STEPS` steps. A segment's decays and states are made again, (STEPS, N, LANES)
 each, in the second cache, then it is gone through from its end; the equations are those of chunked.py.
 
-Units are shared out among PyTorch's number of threads. These are started for the call: a pool of Numba's own would
-count its threads beside PyTorch's, and some of its kinds end the process on a fork or when two threads enter.
+Units are shared out among PyTorch's number of threads.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -31,6 +29,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from saccade.ops.compiled import FUSED, SUMMED, compiled, on_all_threads
 from saccade.ops.selective_scan.operands import Gradients, Operands
 
 __all__ = ["kept_states", "scan_backward", "scan_forward"]
@@ -39,29 +38,8 @@ LANES = 24  # channels: whole vectors of 4 and 8, and a divisor of the usual wid
 STEPS = 64  # between kept states; decays and states of so many are to stay in the second cache
 ALONE = 1 << 18  # updates of a state below which a second thread takes longer to start than it saves
 
-#: products and sums may be fused; nothing may be reordered, which rounding by a large number relies on
-FUSED = {"contract"}
-#: sums over lanes may be taken in any order
-SUMMED = {"contract", "reassoc"}
-
 Sizes = tuple[int, int, int, int, int]  # B, L, K, E, N
 Strides = tuple[int, ...]  # over B, L and K
-
-
-def _compiled(fastmath: set[str]) -> Callable[[Any], Any]:
-    """Compile at the first call, outside of Python's lock, and keep the code for the next process.
-
-    It is kept beside this file, else in the user's folder for caches, or where ``NUMBA_CACHE_DIR`` says; where none
-    can be written, it is compiled anew in each process.
-    """
-
-    def decorate(function: Any) -> Any:
-        try:
-            return numba.njit(fastmath=fastmath, nogil=True, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # no place to keep it
-            return numba.njit(fastmath=fastmath, nogil=True, error_model="numpy")(function)
-
-    return decorate
 
 
 # -- exp and softplus as the vector units can do them
@@ -94,21 +72,21 @@ def _reread(source: Any, target: Any) -> Any:
 _bits, _float = _reread(types.float32, types.int32), _reread(types.int32, types.float32)
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _power(shifted: Any, r: Any) -> Any:
     """2^(k + r), with k in the low bits of ``shifted`` and r in [-1/2, 1/2]; float32."""
     p = ONE + r * (P1 + r * (P2 + r * (P3 + r * (P4 + r * (P5 + r * P6)))))
     return _float(np.int32(_bits(p) + np.int32(_bits(shifted) << MANTISSA)))
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _exp2_single(x: Any) -> Any:
     shifted = x + SHIFT
     power = _power(shifted, x - (shifted - SHIFT))
     return power if x > LEAST else NONE
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _exp_single(x: Any) -> Any:
     """exp of a float32 not above 0; the product with log2(e) is carried further than a float32."""
     shifted = x * LOG2E + SHIFT
@@ -116,7 +94,7 @@ def _exp_single(x: Any) -> Any:
     return power if x * LOG2E > LEAST else NONE
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _softplus_single(x: Any) -> Any:
     """max(x, 0) + log(1 + z) with z = exp(-|x|) and log(1 + z) = 2 atanh(z / (2 + z))."""
     z = _exp_single(-abs(x))
@@ -126,7 +104,7 @@ def _softplus_single(x: Any) -> Any:
     return (x if x > NONE else NONE) + TWO * (s + s * series)
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _sigmoid_single(x: Any) -> Any:
     z = _exp_single(-abs(x))
     return (ONE if x >= NONE else z) / (ONE + z)
@@ -165,7 +143,7 @@ _by_width(_sigmoid, _sigmoid_single)
 # must know to load vectors.
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _place(unit: Any, sizes: Any) -> Any:
     """(batch element, group, first channel, channels) of a unit."""
     _, _, groups, each, _ = sizes
@@ -174,7 +152,7 @@ def _place(unit: Any, sizes: Any) -> Any:
     return unit // blocks // groups, unit // blocks % groups, low, min(LANES, each - low)
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _load(x: Any, first: Any, count: Any, i: Any, into: Any) -> None:
     """The channels of one place, into row ``i`` of (steps, LANES)."""
     if count == LANES:
@@ -187,7 +165,7 @@ def _load(x: Any, first: Any, count: Any, i: Any, into: Any) -> None:
             into[i, e] = 0
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _store(value: Any, x: Any, first: Any, count: Any) -> None:
     if count == LANES:
         for e in range(LANES):
@@ -197,7 +175,7 @@ def _store(value: Any, x: Any, first: Any, count: Any) -> None:
             x[first + e] = value[e]
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _load_states(x: Any, low: Any, count: Any, into: Any) -> None:
     """(N, E) from channel ``low`` on, into (N, LANES)."""
     for n in range(x.shape[0]):
@@ -205,14 +183,14 @@ def _load_states(x: Any, low: Any, count: Any, into: Any) -> None:
             into[n, e] = x[n, low + e] if e < count else 0
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _store_states(value: Any, x: Any, low: Any, count: Any) -> None:
     for n in range(x.shape[0]):
         for e in range(count):
             x[n, low + e] = value[n, e]
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _inputs(
     b: int, k: int, low: int, count: int, first: int, steps: int, sizes: Sizes, reverse: bool, softplus: bool,
     delta: np.ndarray, ds: Strides, u: np.ndarray, us: Strides,
@@ -230,7 +208,7 @@ def _inputs(
         flat_fed[j] = flat_step[j] * flat_x[j]
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _advance(
     i: int, states: int, step: np.ndarray, rate: np.ndarray, fed: np.ndarray, B: np.ndarray, at_b: int,
     C: np.ndarray, at_c: int, h: np.ndarray, out: np.ndarray,
@@ -246,7 +224,7 @@ def _advance(
             out[e] += state * outof
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _forward(
     first: int, every: int, sizes: Sizes, reverse: bool, softplus: bool, u: np.ndarray, us: Strides,
     delta: np.ndarray, ds: Strides, rates: np.ndarray, B: np.ndarray, bs: Strides, C: np.ndarray, cs: Strides,
@@ -274,7 +252,7 @@ def _forward(
         _store_states(h, last[b, k], low, count)
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _segment(
     steps: int, states: int, step: np.ndarray, fed: np.ndarray, into: np.ndarray, rate: np.ndarray,
     decays: np.ndarray, path: np.ndarray,
@@ -288,7 +266,7 @@ def _segment(
                 path[i + 1, n, e] = a * path[i, n, e] + fed[i, e] * into[i, n]
 
 
-@_compiled(SUMMED)
+@compiled(SUMMED)
 def _adjoint(
     i: int, n: int, into: float, outof: float, gy: np.ndarray, fed: np.ndarray, step: np.ndarray, rate: np.ndarray,
     path: np.ndarray, decays: np.ndarray, carry: np.ndarray, q: np.ndarray, g_step: np.ndarray, g_rate: np.ndarray,
@@ -308,7 +286,7 @@ def _adjoint(
     return g_into, g_outof
 
 
-@_compiled(FUSED)
+@compiled(FUSED)
 def _backward(
     first: int, every: int, sizes: Sizes, reverse: bool, softplus: bool, u: np.ndarray, us: Strides,
     delta: np.ndarray, ds: Strides, A: np.ndarray, rates: np.ndarray, B: np.ndarray, bs: Strides,
@@ -404,15 +382,8 @@ def _shared(kernel: Any, sizes: tuple[int, ...], *arguments: Any) -> None:
     """Run all units, on as many threads as PyTorch would take."""
     batch, length, groups, each, states = sizes
     units = batch * groups * -(-each // LANES)
-    threads = min(torch.get_num_threads(), units, max(batch * length * groups * each * states // ALONE, 1))
-    if threads == 1:
-        kernel(0, 1, sizes, *arguments)
-        return
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(kernel, i, threads, sizes, *arguments) for i in range(1, threads)]
-        kernel(0, threads, sizes, *arguments)
-        for other in others:
-            other.result()
+    worth = batch * length * groups * each * states // ALONE
+    on_all_threads(kernel, min(units, worth), sizes, *arguments)
 
 
 def scan_forward(

@@ -6,15 +6,21 @@ with p = (k - 1) / 2 and zeros beyond the border. Chen et al., "TVConv: Efficien
 Layout-aware Visual Processing", CVPR 2022, arXiv:2203.10489, equation 3. As many multiplications as a depthwise
 convolution; k^2 C H W numbers to read.
 
-naive.py is the truth, by unfolding; shifted.py adds up shifted views and never holds the k^2-fold copy.
+naive.py is the truth, by unfolding; shifted.py adds up shifted views and never holds the k^2-fold copy; numba.py (where
+Numba is installed) runs 3 x 3 kernels in inference, on the processor.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from saccade.cost import register_macs
 from saccade.errors import InputError, UsageError
+from saccade.ops.compiled import works
 from saccade.ops.tvconv import naive, shifted
 
 __all__ = ["output_size", "tvconv"]
@@ -37,7 +43,7 @@ def tvconv(
         weight: (k^2, C, h, w), taps row by row, at the output's size; k is odd.
         bias: (C, h, w) or what broadcasts to it, or None.
         stride: between outputs, at least 1.
-        fast: add up shifted views; None decides as true. False unfolds.
+        fast: compiled, or by shifted views; None decides as true. False unfolds.
 
     Returns:
         (B, C, h, w).
@@ -49,8 +55,12 @@ def tvconv(
     kernel = round(weight.shape[0] ** 0.5)
     if not torch.compiler.is_compiling():
         _check(x, weight, kernel, stride)
-    path = naive.unfolded if fast is False else shifted.shifted
-    return path(x, weight, bias, kernel, stride)
+    if fast is False:
+        return naive.unfolded(x, weight, bias, kernel, stride)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if learns or torch.compiler.is_compiling():
+        return shifted.differentiable(x, weight, bias, kernel, stride)
+    return _operator(x, weight, bias, kernel, stride)
 
 
 def _check(x: Tensor, weight: Tensor, kernel: int, stride: int) -> None:
@@ -68,3 +78,34 @@ def _check(x: Tensor, weight: Tensor, kernel: int, stride: int) -> None:
             f"TVConv was built for output {built[1]}x{built[0]}, input {x.shape[3]}x{x.shape[2]} gives "
             f"{found[1]}x{found[0]}"
         )
+
+
+# -- without gradients: opaque to the ledger of costs, which is to count the products and not the way they go
+
+_LIBRARY = torch.library.Library("saccade", "FRAGMENT")
+_LIBRARY.define("tvconv(Tensor x, Tensor weight, Tensor? bias, int kernel, int stride) -> Tensor")
+_operator = torch.ops.saccade.tvconv
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
+    if works("tvconv"):
+        from saccade.ops.tvconv import numba
+
+        if numba.takes(x, weight, bias):
+            return numba.tvconv3(x, weight, bias, stride)
+    return shifted.shifted(x, weight, bias, kernel, stride)
+
+
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
+    return x.new_empty(x.shape[0], *weight.shape[1:])
+
+
+for _key in ("CPU", "CUDA"):
+    _LIBRARY.impl("tvconv", _run, _key)
+_LIBRARY.impl("tvconv", _shape, "Meta")
+
+
+@register_macs(torch.ops.saccade.tvconv)
+def _macs(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """One for each tap of each place."""
+    return int(x[0] * math.prod(weight))

@@ -16,13 +16,10 @@ MANY = 4  # pictures from which padded kernels pay
 
 
 def shifted(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
-    """`tvconv` over shifted views."""
+    """`tvconv` over shifted views, without gradients."""
     channels, height, width = weight.shape[1:]
     dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
     weight = weight.to(wide)
-    tracing = torch.compiler.is_compiling() or x.is_meta
-    if tracing or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
-        return _sum(x, weight, bias, kernel, stride, wide).to(dtype)
     one = max(1, channels * height * width)
     step = max(1, NUMBERS // one) if x.device.type == "cpu" else x.shape[0]
     if x.device.type == "cpu" and stride == 1 and x.shape[0] >= MANY and x.is_contiguous():
@@ -46,13 +43,15 @@ def _views(x: Tensor, kernel: int, stride: int, height: int, width: int) -> list
     return [padded[:, :, r, c] for r in rows for c in columns]
 
 
-def _sum(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int, wide: torch.dtype) -> Tensor:
-    """In the graph: autograd keeps views of the padded input alone."""
+def differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
+    """`tvconv` in a graph: autograd keeps views of the padded input alone."""
+    dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    weight = weight.to(wide)
     views = _views(x.to(wide), kernel, stride, weight.shape[2], weight.shape[3])
     out = views[0] * weight[0]
     for view, tap in zip(views[1:], weight[1:], strict=True):
         out = torch.addcmul(out, view, tap)
-    return out if bias is None else out + bias
+    return (out if bias is None else out + bias).to(dtype)
 
 
 def _accumulated(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int, wide: torch.dtype) -> Tensor:
