@@ -296,6 +296,22 @@ def test_gradients_reach_every_parameter() -> None:
     assert not still
 
 
+def test_the_cycle_loss_is_what_a_second_round_moves_and_training_lowers_it() -> None:
+    model, x, size = tiny(), picture(2, 3, 24, 26), (10, 12)
+    with torch.no_grad():
+        once = model.enlarge(model.shrink(x, size), (24, 26)).clamp(0, 1).mul(255).round() / 255
+        moved = model.enlarge(model.shrink(once, size), (24, 26)) - once
+    losses = []
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(20):
+        losses.append(model.cycle_loss(x, size))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[0].item() == pytest.approx(moved.abs().mean().item(), rel=1e-6)
+    assert losses[-1].item() < 0.7 * losses[0].item()
+
+
 def test_the_guides_weight_follows_the_small_pictures_distance() -> None:
     x = picture(1, 3, 24, 24)
     far, near = tiny(), create("iarn", weights=None, **TINY).train()
@@ -355,3 +371,28 @@ def test_matrices_made_for_inference_serve_training_too() -> None:
         model(x, 1.3)
     model.training_loss(x, resize(x, size=(20, 20))).backward()
     assert model.P.first.weight.grad is not None
+
+
+def test_irn_exports_with_free_height_and_width() -> None:
+    model = create("irn_x2", weights=None, blocks=(1,), growth=4)
+    sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    with torch.no_grad():
+        exported = torch.export.export(model, (picture(1, 3, 12, 16),), dynamic_shapes=(sizes,)).module()
+        for size in ((12, 16), (20, 10)):
+            torch.testing.assert_close(exported(picture(1, 3, *size)), model(picture(1, 3, *size)))
+
+
+def test_iarn_exports_at_a_fixed_size() -> None:
+    model, x = tiny(), picture(1, 3, 20, 27)
+    with torch.no_grad():
+        exported = torch.export.export(model, (picture(1, 3, 20, 27) / 2,)).module()
+        torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.slow
+def test_a_compiled_round_trip_is_the_round_trip_and_so_are_its_gradients() -> None:
+    model, x = tiny().train(), picture(1, 3, 20, 26).requires_grad_()
+    compiled = torch.compile(model, backend="aot_eager")
+    ours, theirs = (torch.autograd.grad(f(x).square().sum(), [x, *model.P.parameters()]) for f in (model, compiled))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

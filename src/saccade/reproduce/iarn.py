@@ -57,6 +57,8 @@ FACTORS: dict[str, tuple[float, float]] = {
 }
 LEAST = {"1.5": 1.0, "2": 0.7, "2.7": 0.5, "4": 0.4, "1.6 x 2.9": 0.5}
 CYCLES = 5
+#: step from which the loss counts what a second round moves; without it 3.3 dB were lost over five rounds
+AGAIN_FROM = 100
 
 
 def run(data: Data, seed: int) -> Figures:
@@ -102,7 +104,10 @@ def trained(crops: FactorCrops, seed: int, *, linear: bool) -> tuple[IARN, float
         for step in range(STEPS):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, STEPS, RATE, 50, 0.0)
-            loss = model.training_loss(*crops.batch(BATCH, seed, step))
+            given, wanted = crops.batch(BATCH, seed, step)
+            loss = model.training_loss(given, wanted)
+            if step >= AGAIN_FROM:
+                loss = loss + model.cycle_loss(given, (wanted.shape[-2], wanted.shape[-1]))
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)

@@ -163,6 +163,9 @@ class IARN(nn.Module):
 
     Shape: `forward` (B, 3, H, W) in [0, 1] -> the same, shrunk by 2, rounded to 8 bit and enlarged back; not clamped.
 
+    It compiles (`torch.compile`) and exports (`torch.export`) at fixed sizes: the matrices that tie the two grids
+    (`phases`) are made from them.
+
     Raises:
         UsageError: no blocks, widths or functions.
     """
@@ -332,6 +335,21 @@ class IARN(nn.Module):
             excess = (guide / 10 ** (-GUIDE / 10)).clamp_min(1e-9).log().clamp(-1, 1)
             balance[own] = (weight * (0.04 * excess).exp()).clamp(0.05, 200)
         return restored + weight * guide
+
+    def cycle_loss(self, given: Tensor, size: tuple[int, int]) -> Tensor:
+        """How far a second round of shrinking and enlarging moves a picture that went through a first one; L1.
+
+        To be added to `training_loss` where pictures are to be stored small again and again. Nothing is learnt through
+        the first round.
+
+        Args:
+            given: the large picture (B, 3, H, W).
+            size: (h, w) to shrink to.
+        """
+        shape = (given.shape[-2], given.shape[-1])
+        with torch.no_grad():
+            once = self.enlarge(self.shrink(given, size), shape).clamp(0, 1).mul(255).round().div(255)
+        return (self.enlarge(self.shrink(once, size), shape) - once).abs().mean()
 
 
 GUIDE = 38.0  # dB: how near to bicubic the small pictures of training are held, in the mean
