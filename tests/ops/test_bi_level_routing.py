@@ -1,6 +1,9 @@
-"""Bi-level routing attention: the gathered path is the masked one, forward and backward; what is refused."""
+"""Bi-level routing attention: gathering and kernels are the masked path, forward and backward; what is refused."""
 
 from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from saccade.cost import cost
 from saccade.errors import InputError, UsageError
+from saccade.ops import bi_level_routing as module
 from saccade.ops.bi_level_routing import (
     bi_level_routing_attention,
     from_regions,
@@ -56,6 +60,88 @@ def test_gathering_is_masking(
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     for fast, truth in zip(*found, strict=True):
         torch.testing.assert_close(fast, truth, rtol=tolerance, atol=tolerance * max(1.0, float(truth.abs().max())))
+
+
+# -- the kernels of a GPU
+
+#: beside the masked path in double precision, relative; half precision rounds attention before it multiplies values,
+#: and the interpreter rounds bfloat16 towards zero
+CLOSE = {torch.float32: 2e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6}
+CASES = [(1, 4, 1, 1, 4, 4, 1, 1), (2, 5, 6, 6, 8, 8, 2, 3), (1, 3, 20, 18, 6, 12, 3, 2), (1, 4, 4, 17, 3, 2, 1, 4)]
+
+
+def agree(case: tuple[int, ...], dtype: torch.dtype, soft: bool) -> None:
+    kernels = importlib.import_module("saccade.ops.bi_level_routing.triton")
+    batch, regions, tokens, keys, dim, width, heads, topk = case
+    sizes = ((tokens, dim), (keys, dim), (keys, width))
+    given = [draw(batch, regions, *size, seed=i, dtype=dtype) for i, size in enumerate(sizes)]
+    indices, affinity = route(*(t.double().mean(2) for t in given[:2]), topk)
+    given += [affinity.softmax(-1).to(dtype)] if soft else []
+    found = []
+    for run, wide in ((kernels.attended, dtype), (module.naive.masked_attention, torch.float64)):
+        leaves = [t.to(wide).requires_grad_() for t in given]
+        weights = leaves[3] if soft else None
+        out = run(*leaves[:3], indices, heads=heads, scale=0.4, weights=weights)
+        total = (out * draw(*out.shape, seed=5, dtype=dtype).to(wide)).sum()
+        found.append([out.detach(), *torch.autograd.grad(total, leaves)])
+    for one, truth in zip(*found, strict=True):
+        assert one.dtype == dtype
+        scale = max(1.0, float(truth.abs().max()))
+        torch.testing.assert_close(one.double(), truth, rtol=0, atol=CLOSE[dtype] * scale)
+
+
+def kernels_agree_in_all_precisions() -> None:
+    agree(CASES[3], torch.float32, True)
+    for dtype in CLOSE:
+        agree(CASES[0], dtype, True)
+    importlib.import_module("saccade.ops.bi_level_routing.triton").BYTES = 16  # 16 queries and keys at a time
+    agree(CASES[2], torch.float32, False)
+
+
+def kernels_agree_on_many_sizes() -> None:
+    kernels = importlib.import_module("saccade.ops.bi_level_routing.triton")
+    for kernels.BYTES in (4096, 16):
+        for case in CASES:
+            for dtype in CLOSE:
+                for soft in (False, True):
+                    agree(case, dtype, soft)
+
+
+def the_face_chooses_kernels_and_the_ledger_counts_them() -> None:
+    module.runs_on_triton = lambda *given: True  # as if this were a GPU
+    q, k, v = (draw(1, 4, 6, 4, seed=i) for i in range(3))
+    told = {"grid": (2, 2), "topk": 2, "heads": 2}
+    want = bi_level_routing_attention(q, k, v, **told, fast=False)
+    torch.testing.assert_close(bi_level_routing_attention(q, k, v, **told), want, rtol=1e-5, atol=1e-5)
+    macs = [cost(lambda *maps: bi_level_routing_attention(*maps, **told), q, k, v, timed=False).macs]
+    assert module._path(None, q.double()) is gathered.gathered_attention
+    module.runs_on_triton = lambda *given: False
+    macs += [cost(lambda *maps: bi_level_routing_attention(*maps, **told), q, k, v, timed=False).macs]
+    assert macs == [2 * 24 * 12 * 4 + 4 * 4 * 4] * 2
+
+
+def kernels_compile() -> None:
+    kernels = importlib.import_module("saccade.ops.bi_level_routing.triton")
+    for dtype in (torch.float32, torch.float16):
+        q, k, v = (draw(2, 49, 64, 64, seed=i, dtype=dtype).requires_grad_() for i in range(3))
+        indices, affinity = route(q.mean(2), k.mean(2), 4)
+        kernels.attended(q, k, v, indices, heads=2, scale=0.2, weights=affinity).sum().backward()
+
+
+def test_in_tritons_interpreter(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(kernels_agree_in_all_precisions, the_face_chooses_kernels_and_the_ledger_counts_them)
+
+
+@pytest.mark.slow
+def test_many_sizes_in_tritons_interpreter(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(kernels_agree_on_many_sizes)
+
+
+def test_the_kernels_compile_for_a_gpu(for_absent_gpu: Callable[..., None]) -> None:
+    for_absent_gpu(kernels_compile)
+
+
+# -- the rest
 
 
 def test_a_few_regions_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +218,10 @@ def test_it_is_counted_as_the_part_of_full_attention_that_it_is() -> None:
         ({"topk": 5}, UsageError, "there are 4 regions"),
         ({"grid": (3, 2)}, InputError, "4 x 4 does not divide into 2 x 3"),
         ({"heads": 3}, UsageError, "3 heads"),
-        ({"value": torch.zeros(1, 4, 6, 4)}, InputError, "do not go together"),
+        ({"value": torch.zeros(1, 4, 6, 4)}, InputError, "value is"),
+        ({"key": torch.zeros(2, 4, 4, 4)}, InputError, "value is"),
+        ({"query": torch.zeros(1, 4, 4)}, InputError, "query and key are"),
+        ({"key": torch.zeros(1, 4, 4, 6)}, InputError, "query and key are"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict, error: type[Exception], says: str) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import itertools
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from saccade.cost import cost
-from saccade.errors import InputError, UsageError
+from saccade.errors import InputError, UnavailableError, UsageError
+from saccade.ops import large_depthwise as module
 from saccade.ops.large_depthwise import LargeDepthwise, cpu, large_depthwise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +28,7 @@ def given(*shape: int, kernel: int, dtype: torch.dtype = torch.float32) -> tuple
     return x, weight, bias
 
 
-def all_of(path: str, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> list[Tensor]:
+def all_of(path: str, x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> list[Tensor]:
     """The result, and the gradients by a loss that weighs every number differently."""
     x, weight, bias = (t.detach().requires_grad_() for t in (x, weight, bias))
     y = large_depthwise(x, weight, bias, dilation=dilation, path=path)
@@ -121,6 +126,113 @@ def test_it_compiles_and_is_torchs_own_in_graphs() -> None:
     graph = torch.export.export(layer, (x,)).graph
     assert [n for n in graph.nodes if "conv2d" in str(n.target)]
     assert not [n for n in graph.nodes if "saccade" in str(n.target)]
+
+
+# -- the kernels of a GPU
+
+SMALL = {"LANES": 16, "PRODUCTS": 64, "PROGRAMS": 6, "CHANNELS": 4}  # numbers of a program that cut everything up
+#: of what every dtype holds exactly, relative; the interpreter rounds bfloat16 towards zero
+CLOSE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def kernels(**constants: int) -> ModuleType:
+    found = importlib.import_module("saccade.ops.large_depthwise.triton")
+    for name, value in constants.items():
+        assert hasattr(found, name)
+        setattr(found, name, value)
+    return found
+
+
+def agree(shape: tuple[int, ...], kernel: int, dilation: int, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    x, weight, bias = given(*shape, kernel=kernel, dtype=dtype)
+    x = x.contiguous(memory_format=layout)
+    want = all_of("naive", *(t.double() for t in (x, weight, bias)), dilation)
+    for found, true in zip(all_of("triton", x, weight, bias, dilation), want, strict=True):
+        assert found.dtype == dtype
+        near(found.double(), true, CLOSE[dtype])
+
+
+def kernels_agree_in_layouts_and_precisions() -> None:
+    agree((1, 2, 4, 6), 13, 1, torch.float32, LAYOUTS[0])
+    agree((1, 3, 5, 4), 7, 3, torch.float32, LAYOUTS[1])
+    for (dtype, layout), dilation in zip(itertools.product(CLOSE, LAYOUTS), itertools.cycle((1, 2)), strict=False):
+        agree((2, 3, 4, 3), 3, dilation, dtype, layout)
+    kernels(**SMALL)
+    for layout in LAYOUTS:
+        agree((2, 3, 3, 7), 3, 1, torch.float32, layout)
+
+
+def kernels_agree_on_many_sizes() -> None:
+    for kernel, dilation in ((13, 1), (17, 1), (31, 1), (7, 3)):
+        for layout in LAYOUTS:
+            agree((2, 3, 6, 5), kernel, dilation, torch.float32, layout)
+    kernels(**SMALL)
+    for kernel, dilation in ((1, 1), (3, 1), (5, 2), (9, 1)):
+        for layout in LAYOUTS:
+            agree((2, 3, 5, 7), kernel, dilation, torch.float32, layout)
+            agree((1, 5, 1, 9), kernel, dilation, torch.bfloat16, layout)
+            agree((3, 1, 6, 2), kernel, dilation, torch.float16, layout)
+
+
+def kernels_repeat_to_the_last_bit_and_take_what_is_not_dense() -> None:
+    x, weight, bias = given(2, 4, 3, 4, kernel=3)
+    first, second = (all_of("triton", x, weight, bias) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    cut, turned = x[:, ::2, :, 1:3], x.transpose(2, 3)
+    for part in (cut, turned):
+        channels = part.shape[1]
+        want = all_of("naive", part, weight[:channels], bias[:channels])
+        for found, true in zip(all_of("triton", part, weight[:channels], bias[:channels]), want, strict=True):
+            near(found, true)
+    assert not all_of("triton", x[:0], weight, bias)[2].any()
+
+
+def the_face_chooses_kernels_and_follows_autocast() -> None:
+    module.runs_on_triton = lambda *given: True  # as if this were a GPU
+    x, weight, bias = given(2, 3, 5, 6, kernel=9)
+    layer, small = LargeDepthwise(3, 9), LargeDepthwise(3, 7)
+    assert module._chosen(x.half(), layer.weight.half(), 1) == "triton"
+    assert module._chosen(x.half(), small.weight.half(), 1) == "torch"  # spans 7 pixels
+    assert module._chosen(x.half(), small.weight.half(), 2) == "triton"  # spans 13
+    near(large_depthwise(x, weight), large_depthwise(x, weight, path="naive"), CLOSE[torch.float32])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = large_depthwise(x, weight, bias, path="triton")
+    assert found.dtype == torch.bfloat16
+    near(found.float(), large_depthwise(x, weight, bias, path="naive"), 2**-5)
+    assert cost(lambda x: large_depthwise(x, weight, path="triton"), x, timed=False).macs == 2 * 3 * 5 * 6 * 81
+
+
+def kernels_compile() -> None:
+    for dtype, layout in itertools.product((torch.float32, torch.bfloat16), LAYOUTS):
+        x, weight, bias = (t.to(dtype) for t in given(2, 24, 28, 28, kernel=31))
+        all_of("triton", x.contiguous(memory_format=layout), weight, bias)
+
+
+def test_in_tritons_interpreter(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(
+        kernels_agree_in_layouts_and_precisions,
+        kernels_repeat_to_the_last_bit_and_take_what_is_not_dense,
+        the_face_chooses_kernels_and_follows_autocast,
+    )
+
+
+@pytest.mark.slow
+def test_many_sizes_in_tritons_interpreter(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(kernels_agree_on_many_sizes)
+
+
+def test_the_kernels_compile_for_a_gpu(for_absent_gpu: Callable[..., None]) -> None:
+    for_absent_gpu(kernels_compile)
+
+
+def test_triton_takes_one_dtype_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, _ = given(1, 2, 4, 4, kernel=3)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UsageError, match="one dtype"):
+        large_depthwise(x.half(), weight, path="triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="pip install triton"):
+        large_depthwise(x, weight, path="triton")
 
 
 def test_what_does_not_go_together_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -72,6 +73,23 @@ def test_layouts_and_pictures_at_a_time_give_the_same(monkeypatch: pytest.Monkey
         )
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_exported_graphs_take_large_inputs_in_parts(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return tvconv(x, weight, stride=2)
+
+    x, weight = draw(1, channels, 8, 6), draw(9, channels, 4, 3, seed=1)
+    want = tvconv(x, weight, stride=2, fast=False)
+    counts = []
+    for large in (1 << 21, 0):
+        monkeypatch.setattr(shifted, "LARGE", large)
+        program = torch.export.export(Layer(), (x,))
+        near(program.module()(x), want)
+        counts.append(sum("cat" in str(node.target) for node in program.graph.nodes))
+    assert counts == [0, 1]
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 7, 9), (3, 33, 12, 15), (1, 2, 1, 5), (1, 2, 8, 2)])
 @pytest.mark.parametrize("bias", [None, (1, 1), "whole"])
@@ -111,6 +129,85 @@ def test_the_compiled_path_leaves_what_it_is_not_made_for() -> None:
     assert not takes(x, draw(25, 4, 6, 6), None)
     assert not takes(x[:0], weight, None)
     assert tvconv(x[:0], weight).shape == (0, 4, 6, 6)
+
+
+# -- the kernels of a GPU
+
+#: beside unfolding in double precision, relative; the interpreter rounds bfloat16 towards zero
+CLOSE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+CASES = [(1, 1, 1, 1, 3, 1), (2, 3, 4, 5, 3, 1), (2, 2, 5, 6, 3, 2), (3, 1, 7, 5, 5, 3), (5, 2, 3, 4, 1, 1)]
+
+
+def agree(case: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+    *shape, kernel, stride = case
+    size = output_size(shape[2], shape[3], stride)
+    given = [draw(*shape), draw(kernel**2, shape[1], *size, seed=1), *([draw(shape[1], *size, seed=2)] if bias else [])]
+    found = []
+    for run, wide in (
+        (importlib.import_module("saccade.ops.tvconv.triton").convolved, dtype),
+        (module.naive.unfolded, torch.float64),
+    ):
+        leaves = [t.to(dtype).to(wide, copy=True).requires_grad_() for t in given]
+        out = run(*leaves[:2], leaves[2] if bias else None, kernel, stride)
+        total = (out * draw(*out.shape, seed=5).to(dtype).to(wide)).sum()
+        found.append([out.detach(), *torch.autograd.grad(total, leaves)])
+    for one, truth in zip(*found, strict=True):
+        assert one.dtype == dtype
+        scale = max(1.0, float(truth.abs().max()))
+        torch.testing.assert_close(one.double(), truth, rtol=0, atol=CLOSE[dtype] * scale)
+
+
+def kernels_agree_in_all_precisions() -> None:
+    for dtype in CLOSE:
+        agree(CASES[2], dtype, True)
+    importlib.import_module("saccade.ops.tvconv.triton").PLACES = 16
+    agree(CASES[1], torch.float32, True)
+    agree(CASES[3], torch.float32, False)
+
+
+def kernels_agree_on_many_sizes() -> None:
+    kernels = importlib.import_module("saccade.ops.tvconv.triton")
+    for kernels.PLACES in (256, 16):
+        for case in CASES:
+            for dtype in CLOSE:
+                for bias in (False, True):
+                    agree(case, dtype, bias)
+
+
+def the_face_chooses_kernels_and_the_ledger_counts_them() -> None:
+    module.runs_on_triton = lambda *given: True  # as if this were a GPU
+    x, weight, bias = draw(2, 3, 4, 5), draw(9, 3, 4, 5, seed=1), draw(3, 1, 1, seed=2)
+    want = tvconv(x, weight, bias, fast=False)
+    near(tvconv(x.contiguous(memory_format=torch.channels_last), weight, bias), want)
+    assert cost(lambda x: tvconv(x, weight, bias), x, timed=False).macs == 2 * 9 * 3 * 4 * 5
+    learns = x.clone().requires_grad_()
+    near(tvconv(learns, weight), tvconv(x, weight, fast=False))
+    assert type(tvconv(learns, weight).grad_fn).__name__ == "_ConvolvedBackward"
+    first, second = (torch.autograd.grad(tvconv(learns, weight).sum(), learns)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def kernels_compile() -> None:
+    kernels = importlib.import_module("saccade.ops.tvconv.triton")
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = draw(8, 16, 28, 28).to(dtype).requires_grad_(), draw(9, 16, 14, 14).to(dtype).requires_grad_()
+        kernels.convolved(x, weight, None, 3, 2).sum().backward()
+
+
+def test_in_tritons_interpreter(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(kernels_agree_in_all_precisions, the_face_chooses_kernels_and_the_ledger_counts_them)
+
+
+@pytest.mark.slow
+def test_many_sizes_in_tritons_interpreter(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(kernels_agree_on_many_sizes)
+
+
+def test_the_kernels_compile_for_a_gpu(for_absent_gpu: Callable[..., None]) -> None:
+    for_absent_gpu(kernels_compile)
+
+
+# -- the rest
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -2,7 +2,8 @@
 
     map (B, H, W, C) -- to_regions -- (B, R, T, C)      R regions of T tokens, row-major
     route            descriptors (B, R, D) -> indices of the best ``topk`` regions of each, by affinity
-    routed_attention naive.py is the truth, a masked (R T)^2 matrix; gathered.py reads the routed regions alone
+    routed_attention naive.py is the truth, a masked (R T)^2 matrix; gathered.py reads the routed regions alone;
+                     triton.py is the path of a GPU, which does not even copy them
 
 Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", CVPR 2023, arXiv:2303.08810, section 3.
 Scores and time are topk / R of full attention's.
@@ -10,11 +11,17 @@ Scores and time are topk / R of full attention's.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from saccade.cost import register_macs
 from saccade.errors import InputError, UsageError
 from saccade.ops.bi_level_routing import gathered, naive
+from saccade.ops.triton_launch import runs_on_triton
 
 __all__ = ["bi_level_routing_attention", "from_regions", "route", "routed_attention", "to_regions"]
 
@@ -81,10 +88,11 @@ def routed_attention(
         heads: they divide D and C.
         scale: of the scores.
         weights: (B, R, topk), w above, one number for each routed region (soft routing); None for 1.
-        fast: gather; None decides as true. False takes the masked matrix.
+        fast: gather, or, outside graphs and double precision, go by Triton on a GPU that has it; None decides as
+            true. False takes the masked matrix.
 
     Returns:
-        (B, R, Tq, C).
+        (B, R, Tq, C). Differentiable, by Triton once.
 
     Raises:
         InputError: shapes that do not go together.
@@ -92,8 +100,18 @@ def routed_attention(
     """
     if not torch.compiler.is_compiling():
         _check(query, key, value, indices, heads, weights)
-    path = naive.masked_attention if fast is False else gathered.gathered_attention
-    return path(query, key, value, indices, heads=heads, scale=scale, weights=weights)
+    path = _path(fast, query, key, value, indices, weights)
+    mixed: Tensor = path(query, key, value, indices, heads=heads, scale=scale, weights=weights)
+    return mixed
+
+
+def _path(fast: bool | None, query: Tensor, *rest: Tensor | None) -> Callable[..., Any]:
+    if fast is False:
+        return naive.masked_attention
+    if runs_on_triton(query, *rest) and query.dtype != torch.float64:
+        attended: Callable[..., Any] = importlib.import_module("saccade.ops.bi_level_routing.triton").attended
+        return attended
+    return gathered.gathered_attention
 
 
 def bi_level_routing_attention(
@@ -125,6 +143,11 @@ def bi_level_routing_attention(
         InputError: a map that does not divide into the regions, or shapes that do not go together.
         UsageError: topk or heads out of range.
     """
+    if not torch.compiler.is_compiling():
+        fits = query.ndim == value.ndim == 4 and query.shape == key.shape and query.shape[:3] == value.shape[:3]
+        if not fits:
+            shapes = ", ".join(str(tuple(t.shape)) for t in (query, key, value))
+            raise InputError(f"query and key are (B, H, W, D), value is (B, H, W, C); not {shapes}")
     height, width = query.shape[1:3]
     if not torch.compiler.is_compiling() and (min(grid) < 1 or height % grid[0] or width % grid[1]):
         raise InputError(f"a map of {width} x {height} does not divide into {grid[1]} x {grid[0]} regions")
@@ -146,3 +169,28 @@ def _check(query: Tensor, key: Tensor, value: Tensor, indices: Tensor, heads: in
         raise InputError(f"weights are {tuple(weights.shape)}, but indices {tuple(indices.shape)}")
     if heads < 1 or query.shape[3] % heads or value.shape[3] % heads:
         raise UsageError(f"{heads} heads do not divide {query.shape[3]} and {value.shape[3]} channels")
+
+
+# -- Triton's forward pass as an operator, for the ledger of costs to see
+
+_LIBRARY = torch.library.Library("saccade", "FRAGMENT")
+_LIBRARY.define(
+    "routed_attention(Tensor query, Tensor key, Tensor value, Tensor indices, Tensor? weights, int heads, float scale) "
+    "-> (Tensor, Tensor)"
+)
+
+
+def _by_triton(*given: Any) -> tuple[Tensor, Tensor]:
+    made: tuple[Tensor, Tensor] = importlib.import_module("saccade.ops.bi_level_routing.triton").forward(*given)
+    return made
+
+
+for _key in ("CPU", "CUDA"):
+    _LIBRARY.impl("routed_attention", _by_triton, _key)
+
+
+@register_macs(torch.ops.saccade.routed_attention)
+def _macs(query: Any, key: Any, value: Any, indices: Any, *_: Any, **__: Any) -> int:
+    """Two products: queries with the routed keys, and what attention makes of the values."""
+    batch, regions, tokens, dim = query
+    return int(batch * regions * tokens * indices[2] * key[2] * (dim + value[3]))

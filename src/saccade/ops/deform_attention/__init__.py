@@ -5,19 +5,22 @@
 Locations are (x, y) in units of a map's width and height, 0 to 1 from edge to edge; values between pixel centres are
 bilinear, zero beyond the edge. Zhu et al., "Deformable DETR", ICLR 2021, arXiv:2010.04159, equation 3.
 
-naive.py is the truth, a loop over queries and points; torch.py reads with ``grid_sample``, a level at a time.
+naive.py is the truth, a loop over queries and points; torch.py reads with ``grid_sample``, a level at a time; triton.py
+is the path of a GPU.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, arange, compiler, stack
+from torch import Tensor, arange, are_deterministic_algorithms_enabled, compiler, stack
 
 from saccade.errors import InputError, UsageError
 from saccade.ops.deform_attention import naive
 from saccade.ops.deform_attention import torch as sampled
+from saccade.ops.triton_launch import runs_on_triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +43,12 @@ def deform_attention(
         shapes: (height, width) of each level; their products add up to K.
         locations: (B, Q, heads, levels, points, 2), x first, in units of the level's width and height.
         weights: (B, Q, heads, levels, points).
-        fast: read with ``grid_sample``; None decides as true. False loops.
+        fast: read with ``grid_sample``, or by Triton on a GPU that has it, outside graphs and where torch is not told
+            to be deterministic (the kernels add up the gradient of ``value`` in no fixed order); None decides as
+            true. False loops.
 
     Returns:
-        (B, Q, heads * D).
+        (B, Q, heads * D). Differentiable, by Triton once.
 
     Raises:
         InputError: shapes that do not go together; the message names both.
@@ -51,9 +56,17 @@ def deform_attention(
     """
     if not compiler.is_compiling():
         _check(value, shapes, locations, weights)
-    path: Callable[..., Any] = naive.looped if fast is False else sampled.sampled
-    out: Tensor = path(value, shapes, locations, weights)
+    out: Tensor = _path(fast, value, locations, weights)(value, shapes, locations, weights)
     return out
+
+
+def _path(fast: bool | None, *given: Tensor) -> Callable[..., Any]:
+    if fast is False:
+        return naive.looped
+    if runs_on_triton(*given) and not are_deterministic_algorithms_enabled():
+        attended: Callable[..., Any] = importlib.import_module("saccade.ops.deform_attention.triton").attended
+        return attended
+    return sampled.sampled
 
 
 def centres(height: int, width: int, like: Tensor) -> Tensor:

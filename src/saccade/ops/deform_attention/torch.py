@@ -11,10 +11,10 @@ from torch import Tensor
 def sampled(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """`deform_attention` by reading whole levels."""
     batch, queries, heads, _, points, _ = locations.shape
-    dim = value.shape[3]
-    planes = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, -1)  # (B heads, D, K)
+    keys, dim = value.shape[1], value.shape[3]
+    planes = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, keys)  # (B heads, D, K)
     grids = 2 * locations.transpose(1, 2).flatten(0, 1) - 1  # (B heads, Q, levels, points, 2)
-    shares = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1, points)
+    shares = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes), points)
     out: Tensor | None = None
     start = 0
     for level, (height, width) in enumerate(shapes):

@@ -7,11 +7,12 @@ Layout-aware Visual Processing", CVPR 2022, arXiv:2203.10489, equation 3. As man
 convolution; k^2 C H W numbers to read.
 
 naive.py is the truth, by unfolding; shifted.py adds up shifted views and never holds the k^2-fold copy; numba.py (where
-Numba is installed) runs 3 x 3 kernels in inference, on the processor.
+Numba is installed) runs 3 x 3 kernels in inference, on the processor; triton.py is the path of a GPU.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from saccade.cost import register_macs
 from saccade.errors import InputError, UsageError
 from saccade.ops.compiled import works
+from saccade.ops.triton_launch import runs_on_triton
 from saccade.ops.tvconv import naive, shifted
 
 __all__ = ["output_size", "tvconv"]
@@ -43,10 +45,11 @@ def tvconv(
         weight: (k^2, C, h, w), taps row by row, at the output's size; k is odd.
         bias: (C, h, w) or what broadcasts to it, or None.
         stride: between outputs, at least 1.
-        fast: compiled, or by shifted views; None decides as true. False unfolds.
+        fast: compiled (on a GPU that has Triton by its kernels, outside graphs), or by shifted views; None decides as
+            true. False unfolds.
 
     Returns:
-        (B, C, h, w).
+        (B, C, h, w). Differentiable, by Triton once.
 
     Raises:
         InputError: sizes or channels that do not go together; the message names both.
@@ -58,9 +61,16 @@ def tvconv(
     if fast is False:
         return naive.unfolded(x, weight, bias, kernel, stride)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if learns and runs_on_triton(x, weight, bias):
+        return _by_triton(x, weight, bias, kernel, stride)
     if learns or torch.compiler.is_compiling():
         return shifted.differentiable(x, weight, bias, kernel, stride)
     return _operator(x, weight, bias, kernel, stride)
+
+
+def _by_triton(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
+    y: Tensor = importlib.import_module("saccade.ops.tvconv.triton").convolved(x, weight, bias, kernel, stride)
+    return y
 
 
 def _check(x: Tensor, weight: Tensor, kernel: int, stride: int) -> None:
@@ -88,6 +98,8 @@ _operator = torch.ops.saccade.tvconv
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
+    if runs_on_triton(x, weight, bias):
+        return _by_triton(x, weight, bias, kernel, stride)
     if works("tvconv"):
         from saccade.ops.tvconv import numba
 

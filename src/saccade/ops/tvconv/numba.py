@@ -1,8 +1,7 @@
 """Compiled by Numba: the nine products of a place are added up in registers, a sum is written once.
 
-3 x 3 kernels in single precision, in either layout. Planes (channels first) are set into a small frame of zeros, whose
-columns are sorted by their remainder modulo the stride, so that each tap reads neighbours; pixels (channels last) need
-no frame, their taps are vectors of all channels.
+3 x 3 kernels in single precision, in either layout. Planes (channels first) are set into a frame of zeros, one at a
+time; pixels (channels last) need none, their taps are vectors of all channels.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ def tvconv3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tens
     if x.is_contiguous():
         out = x.new_empty(batch, channels, height, width)
         told = (x, weight.contiguous(), offset.contiguous(), out)
-        on_all_threads(_planes, min(most, channels), *(t.numpy() for t in told), stride)
+        kernel = _planes if stride == 1 else _planes_apart
+        on_all_threads(kernel, min(most, channels), *(t.numpy() for t in told), stride)
         return out
     out = x.new_empty(batch, height, width, channels)
     last = (x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1).contiguous(), offset.permute(1, 2, 0).contiguous(), out)
@@ -49,84 +49,91 @@ def tvconv3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tens
     return out.permute(0, 3, 1, 2)
 
 
-@compiled(SUMMED)
-def _framed(plane: Any, frame: Any, stride: int) -> None:
-    """A plane behind a row and a column of zeros, its columns sorted: first those at multiples of the stride."""
-    height, width = plane.shape
-    pitch = frame.shape[1] // stride
-    for i in range(height):
-        to, row = frame[i + 1], plane[i]
-        for remainder in range(stride):  # of the column in the frame, which is one further on than in the plane
-            first = (remainder - 1) % stride
-            for k in range((width - first + stride - 1) // stride):
-                to[remainder * pitch + (first + 1) // stride + k] = row[first + k * stride]
+# The innermost loops stand in their functions: in one of its own, called a row at a time, a loop takes twice as long.
 
 
 @compiled(SUMMED)
-def _planes(part: int, parts: int, x: Any, weight: Any, bias: Any, out: Any, stride: int) -> None:
-    """Channels first: x (B, C, H, W), weight (9, C, h, w), bias (C, h, w) or empty, out (B, C, h, w)."""
-    batch, channels, rows, columns = out.shape
-    pitch = -(-(x.shape[3] + 2) // stride) + 2
-    frame = np.zeros((max(x.shape[2] + 2, stride * (rows - 1) + 3), pitch * stride), np.float32)
-    # where the second and the third tap of a row begin among the sorted columns
-    one, two = (1 % stride) * pitch + 1 // stride, (2 % stride) * pitch + 2 // stride
+def _planes(part: int, parts: int, x: Any, weight: Any, bias: Any, out: Any, _: int) -> None:
+    """Channels first, stride 1: x and out (B, C, H, W), weight (9, C, H, W), bias (C, H, W) or empty."""
+    batch, channels, height, width = out.shape
+    frame = np.zeros((height + 2, width + 2), np.float32)  # a plane, and zeros around it
     for c in range(part, channels, parts):
         for b in range(batch):
-            _framed(x[b, c], frame, stride)
-            for i in range(rows):
-                a0, b0, c0 = frame[stride * i], frame[stride * i + 1], frame[stride * i + 2]
-                a1, b1, c1, a2, b2, c2 = a0[one:], b0[one:], c0[one:], a0[two:], b0[two:], c0[two:]
+            for i in range(height):
+                frame[i + 1, 1 : width + 1] = x[b, c, i]
+            for i in range(height):
+                x0, x1, x2, row = frame[i], frame[i + 1], frame[i + 2], out[b, c, i]
                 w0, w1, w2 = weight[0, c, i], weight[1, c, i], weight[2, c, i]
                 w3, w4, w5 = weight[3, c, i], weight[4, c, i], weight[5, c, i]
                 w6, w7, w8 = weight[6, c, i], weight[7, c, i], weight[8, c, i]
-                row = out[b, c, i]
-                for j in range(columns):
-                    top = w0[j] * a0[j] + w1[j] * a1[j] + w2[j] * a2[j]
-                    middle = w3[j] * b0[j] + w4[j] * b1[j] + w5[j] * b2[j]
-                    row[j] = top + middle + w6[j] * c0[j] + w7[j] * c1[j] + w8[j] * c2[j]
+                for j in range(width):
+                    upper = w0[j] * x0[j] + w1[j] * x0[j + 1] + w2[j] * x0[j + 2]
+                    middle = w3[j] * x1[j] + w4[j] * x1[j + 1] + w5[j] * x1[j + 2]
+                    row[j] = upper + middle + w6[j] * x2[j] + w7[j] * x2[j + 1] + w8[j] * x2[j + 2]
                 if bias.size:
                     offset = bias[c, i]
-                    for j in range(columns):
+                    for j in range(width):
                         row[j] += offset[j]
+
+
+@compiled(SUMMED)
+def _planes_apart(part: int, parts: int, x: Any, weight: Any, bias: Any, out: Any, stride: int) -> None:
+    """Channels first, stride 2 or more: columns of a row are sorted by remainder, so that taps read neighbours."""
+    batch, channels, rows, columns = out.shape
+    height, width = x.shape[2:]
+    pitch = -(-(width + 2) // stride) + 2  # columns of one remainder
+    line = np.zeros(pitch * stride, np.float32)
+    for c in range(part, channels, parts):
+        for b in range(batch):
+            for i in range(rows):
+                row = out[b, c, i]
+                for j in range(columns):
+                    row[j] = bias[c, i, j] if bias.size else np.float32(0)
+                for u in range(max(0, 1 - stride * i), min(3, height + 1 - stride * i)):
+                    seen = x[b, c, stride * i + u - 1]
+                    for remainder in range(stride):  # of the column behind one of zeros
+                        first = (remainder - 1) % stride
+                        start = remainder * pitch + (first + 1) // stride
+                        for k in range((width - first + stride - 1) // stride):
+                            line[start + k] = seen[first + k * stride]
+                    x1 = line[1 % stride * pitch + 1 // stride :]
+                    x2 = line[2 % stride * pitch + 2 // stride :]
+                    w0, w1, w2 = weight[3 * u, c, i], weight[3 * u + 1, c, i], weight[3 * u + 2, c, i]
+                    for j in range(columns):
+                        row[j] += w0[j] * line[j] + w1[j] * x1[j] + w2[j] * x2[j]
 
 
 @compiled(SUMMED)
 def _pixels(part: int, parts: int, x: Any, weight: Any, bias: Any, out: Any, stride: int) -> None:
     """Channels last: x (B, H, W, C), weight (9, h, w, C), bias (h, w, C) or empty, out (B, h, w, C)."""
-    batch, rows, columns, _ = out.shape
+    batch, rows, columns, channels = out.shape
     height, width = x.shape[1:3]
     for i in range(part, rows, parts):
         for b in range(batch):
             for j in range(columns):
-                top, left = stride * i - 1, stride * j - 1
+                top, left, to = stride * i - 1, stride * j - 1, out[b, i, j]
                 if top >= 0 and left >= 0 and top + 3 <= height and left + 3 <= width:
-                    _inside(x, weight, out, b, i, j, top, left)
+                    a0, a1, a2 = x[b, top, left], x[b, top, left + 1], x[b, top, left + 2]
+                    b0, b1, b2 = x[b, top + 1, left], x[b, top + 1, left + 1], x[b, top + 1, left + 2]
+                    c0, c1, c2 = x[b, top + 2, left], x[b, top + 2, left + 1], x[b, top + 2, left + 2]
+                    w0, w1, w2 = weight[0, i, j], weight[1, i, j], weight[2, i, j]
+                    w3, w4, w5 = weight[3, i, j], weight[4, i, j], weight[5, i, j]
+                    w6, w7, w8 = weight[6, i, j], weight[7, i, j], weight[8, i, j]
+                    for c in range(channels):
+                        upper = w0[c] * a0[c] + w1[c] * a1[c] + w2[c] * a2[c]
+                        middle = w3[c] * b0[c] + w4[c] * b1[c] + w5[c] * b2[c]
+                        to[c] = upper + middle + w6[c] * c0[c] + w7[c] * c1[c] + w8[c] * c2[c]
                 else:
-                    _border(x, weight, out, b, i, j, top, left)
+                    _border(x, weight, to, b, i, j, top, left)
                 if bias.size:
-                    out[b, i, j] += bias[i, j]
+                    offset = bias[i, j]
+                    for c in range(channels):
+                        to[c] += offset[c]
 
 
 @compiled(SUMMED)
-def _inside(x: Any, weight: Any, out: Any, b: int, i: int, j: int, top: int, left: int) -> None:
-    """A place all of whose taps lie in the picture, the first at (top, left)."""
-    w0, w1, w2 = weight[0, i, j], weight[1, i, j], weight[2, i, j]
-    w3, w4, w5 = weight[3, i, j], weight[4, i, j], weight[5, i, j]
-    w6, w7, w8 = weight[6, i, j], weight[7, i, j], weight[8, i, j]
-    a0, a1, a2 = x[b, top, left], x[b, top, left + 1], x[b, top, left + 2]
-    b0, b1, b2 = x[b, top + 1, left], x[b, top + 1, left + 1], x[b, top + 1, left + 2]
-    c0, c1, c2 = x[b, top + 2, left], x[b, top + 2, left + 1], x[b, top + 2, left + 2]
-    to = out[b, i, j]
-    for c in range(len(to)):
-        upper = w0[c] * a0[c] + w1[c] * a1[c] + w2[c] * a2[c]
-        middle = w3[c] * b0[c] + w4[c] * b1[c] + w5[c] * b2[c]
-        to[c] = upper + middle + w6[c] * c0[c] + w7[c] * c1[c] + w8[c] * c2[c]
-
-
-@compiled(SUMMED)
-def _border(x: Any, weight: Any, out: Any, b: int, i: int, j: int, top: int, left: int) -> None:
-    """A place at the border: the taps that lie in the picture."""
-    to = out[b, i, j]
+def _border(x: Any, weight: Any, to: Any, b: int, i: int, j: int, top: int, left: int) -> None:
+    """A place at the border: the taps that lie in the picture, the first of all nine at (top, left)."""
     to[:] = 0
     for u in range(max(0, -top), min(3, x.shape[1] - top)):
         for v in range(max(0, -left), min(3, x.shape[2] - left)):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 NUMBERS = 1 << 17  # of sums at a time on the processor, half a megabyte: they are passed over once for each tap
 
+LARGE = 1 << 21  # numbers of a picture's input from which exported graphs take its channels in parts
+PARTS = 2
 MANY = 4  # pictures from which padded kernels pay
 
 
@@ -34,29 +36,45 @@ def shifted(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride:
     return out
 
 
-def _views(x: Tensor, kernel: int, stride: int, height: int, width: int) -> list[Tensor]:
-    """The input as each tap sees it, (B, C, h, w) each."""
+def _padded(x: Tensor, kernel: int) -> Tensor:
     edge = kernel // 2
-    padded = F.pad(x, (edge, edge, edge, edge))
+    return F.pad(x, (edge, edge, edge, edge))
+
+
+def _views(padded: Tensor, kernel: int, stride: int, height: int, width: int) -> list[Tensor]:
+    """The padded input as each tap sees it, (B, C, h, w) each."""
     rows = [slice(u, u + stride * (height - 1) + 1, stride) for u in range(kernel)]
     columns = [slice(v, v + stride * (width - 1) + 1, stride) for v in range(kernel)]
     return [padded[:, :, r, c] for r in rows for c in columns]
 
 
 def differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
-    """`tvconv` in a graph: autograd keeps views of the padded input alone."""
+    """`tvconv` in a graph: autograd keeps views of the padded input alone.
+
+    In exported graphs views are copies, several at a time, beside an input that is larger where there is a stride: of
+    a large one some channels follow the others.
+    """
     dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
-    weight = weight.to(wide)
-    views = _views(x.to(wide), kernel, stride, weight.shape[2], weight.shape[3])
+    padded, weight = _padded(x.to(wide), kernel), weight.to(wide)
+    if stride > 1 and torch.compiler.is_compiling() and padded.shape[1:].numel() > LARGE:
+        parts = zip(padded.chunk(PARTS, 1), weight.chunk(PARTS, 1), strict=True)
+        out = torch.cat([_sum(some, taps, kernel, stride) for some, taps in parts], 1)
+    else:
+        out = _sum(padded, weight, kernel, stride)
+    return (out if bias is None else out + bias).to(dtype)
+
+
+def _sum(padded: Tensor, weight: Tensor, kernel: int, stride: int) -> Tensor:
+    views = _views(padded, kernel, stride, weight.shape[2], weight.shape[3])
     out = views[0] * weight[0]
     for view, tap in zip(views[1:], weight[1:], strict=True):
         out = torch.addcmul(out, view, tap)
-    return (out if bias is None else out + bias).to(dtype)
+    return out
 
 
 def _accumulated(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int, wide: torch.dtype) -> Tensor:
     """Into one tensor."""
-    views = _views(x.to(wide), kernel, stride, weight.shape[2], weight.shape[3])
+    views = _views(_padded(x.to(wide), kernel), kernel, stride, weight.shape[2], weight.shape[3])
     out = views[0] * weight[0]
     for view, tap in zip(views[1:], weight[1:], strict=True):
         out.addcmul_(view, tap)
