@@ -110,6 +110,38 @@ def test_frames_are_those_of_pyav(clip: Path) -> None:
             assert np.abs(ours.astype(int) - theirs).mean() < 2  # chroma is interpolated better here
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+@pytest.mark.parametrize("groups", ["closed", "open"])
+def test_an_excerpt_is_what_iterating_gives(tmp_path: Path, suffix: str, groups: str) -> None:
+    path = tmp_path / f"in{suffix}"
+    with av.open(str(path), "w") as container:
+        parameters = f"keyint=7:min-keyint=7:scenecut=0:bframes=3:open-gop={int(groups == 'open')}"
+        video = container.add_stream("libx264", rate=25, options={"crf": "18", "x264-params": parameters})
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        for pixels in moving(30, 48, 64):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+    reader = open_video(path)
+    whole = list(reader)
+    assert reader.count() == len(whole) == 30
+    for first, count in ((0, 30), (0, 1), (3, 6), (7, 2), (13, 9), (22, 8), (29, 1)):
+        for ours, theirs in zip(reader.excerpt(first, count), whole[first : first + count], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for first, count in ((-1, 2), (25, 6), (30, 1)):
+        with pytest.raises(InputError, match=f"has 30 frames, not {count} from number {first} on"):
+            reader.excerpt(first, count)
+
+
+def test_an_excerpt_of_a_turned_clip_with_uneven_times_is_upright(tmp_path: Path) -> None:
+    pts = [0, 40, 55, 200, 210, 500, 501, 900]
+    make_clip(tmp_path / "in.mp4", moving(len(pts), 48, 64), pts=pts, rotation=90, sound=True)
+    reader = open_video(tmp_path / "in.mp4")
+    whole = list(reader)
+    found = reader.excerpt(2, 5)
+    assert found[0].shape == (64, 48, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(found, whole[2:7], strict=True))
+
+
 def test_a_clip_goes_in_and_out_with_its_sound_times_and_tags(clip: Path, tmp_path: Path) -> None:
     source = open_video(clip)
     frames = 40
@@ -256,6 +288,30 @@ def test_other_encoders_write_what_can_be_read(tmp_path: Path, codec: str, suffi
     assert np.abs(got[2].astype(int) - frames[2]).mean() < 6
 
 
+def test_a_webm_becomes_a_webm_with_its_sound(tmp_path: Path) -> None:
+    if "libvpx-vp9" not in av.codecs_available or "libopus" not in av.codecs_available:
+        pytest.skip("this PyAV has no VP9 or no Opus")
+    with av.open(str(tmp_path / "in.webm"), "w") as container:
+        video = container.add_stream("libvpx-vp9", rate=25)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        audio = container.add_stream("libopus", rate=48000, layout="mono")
+        for pixels in moving(4, 48, 64):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+        for i in range(8):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "flt", "mono")
+            silence.sample_rate, silence.pts, silence.time_base = 48000, 960 * i, Fraction(1, 48000)
+            container.mux(audio.encode(silence))
+        container.mux(audio.encode(None))
+    source = open_video(tmp_path / "in.webm")
+    with VideoWriter(tmp_path / "out.webm", 64, 48, like=source) as writer:
+        for frame in source:
+            writer.write(frame)
+    made = open_video(tmp_path / "out.webm")
+    assert len(list(made)) == 4
+    assert made.has_audio
+
+
 # --- bad input
 
 
@@ -365,6 +421,11 @@ def test_an_exception_an_empty_clip_and_a_forgotten_writer_leave_nothing(tmp_pat
 def test_wrong_calls_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no video encoder named 'h265'"):
         VideoWriter(tmp_path / "out.mp4", 32, 32, codec="h265")
+    for quality, codec in ((95, None), (-1, None), (64, "libvpx-vp9")):
+        with pytest.raises(UsageError, match="constant rate factor"):
+            VideoWriter(tmp_path / "out.mp4", 32, 32, quality=quality, codec=codec)
+    with pytest.raises(InputError, match=r"takes no libx264 \("):  # without sound none is blamed
+        VideoWriter(tmp_path / "out.webm", 32, 32, codec="libx264")
     with pytest.raises(UsageError, match="cannot tell the container"):
         VideoWriter(tmp_path / "out.png", 32, 32)
     with pytest.raises(InputError, match="there is no folder"):

@@ -42,6 +42,17 @@ def test_all_networks_see_the_same_clips(pictures):
     assert not torch.equal(first.low, other.low)
 
 
+def test_a_share_of_the_clips_stands_still(pictures):
+    source = claim.SlidingClips(pictures, 8, 3)
+    moving = source.batch(12, 0, 0)
+    assert float(moving.flows[0].abs().amax((1, 2, 3, 4)).min()) > 0
+    source.still = 0.5
+    clips = source.batch(12, 0, 0)
+    still = clips.flows[0].abs().amax((1, 2, 3, 4)) == 0
+    assert 2 <= int(still.sum()) <= 10
+    assert torch.equal(clips.low[still][:, 0], clips.low[still][:, 2])
+
+
 def test_a_grown_network_starts_where_its_start_stood(pictures):
     start = claim.tiny(0).eval()
     clips = claim.held_out(pictures[:1], 3, 64)

@@ -166,6 +166,58 @@ def rescaling(
     _run(Options, train, given, then="shrink")
 
 
+@app.command("video")
+def video(
+    data: Annotated[Path, typer.Option(help="Folder of clips: videos, and folders of frames.")],
+    out: Out,
+    model: Annotated[
+        str, typer.Option(help="Registered name (saccade list --task video-super-resolution).")
+    ] = "realbasicvsr",
+    phase: Annotated[int, typer.Option(help="0: for fidelity; 1: goes on against a discriminator.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Weights to start from; phase 1 needs those of phase 0.")] = None,
+    flow: Annotated[Path | None, typer.Option(help="Weights of SPyNet; without them it begins at no motion.")] = None,
+    freeze_flow: Annotated[
+        int | None, typer.Option(help="Steps before SPyNet learns; -1: never.  [default: -1, 5000 without its weights]")
+    ] = None,
+    perceptual: Annotated[Path | None, typer.Option(help="torchvision's VGG-19, for phase 1; else left out.")] = None,
+    validate: Annotated[Path | None, typer.Option(help="As --data; default: every 16th clip of it.")] = None,
+    degrade: Annotated[str, typer.Option(help="second-order (with video codec), or bicubic.")] = "second-order",
+    frames: Annotated[int, typer.Option(help="Of the clips that the network sees.")] = 30,
+    loaded: Annotated[int, typer.Option(help="Frames read for each clip, which runs to and fro over them.")] = 15,
+    stay: Annotated[float, typer.Option(help="Probability that a frame is shown again before the next.")] = 0.0,
+    still: Annotated[float, typer.Option(help="Share of clips that are one frame, standing still.")] = 0.25,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.  [default: 300000, 150000 in phase 1]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Clips a step and device.  [default: 2, 1 in phase 1]")] = None,
+    patch: Annotated[int, typer.Option(help="Side of the low-resolution frames, pixels.")] = 64,
+    rate: Annotated[float | None, typer.Option(help="Learning rate.  [default: 1e-4, 5e-5 in phase 1]")] = None,
+    judge_rate: Annotated[float, typer.Option(help="Learning rate of the discriminator.")] = 1e-4,
+    judge_width: Annotated[int, typer.Option(help="Channels of the discriminator at the frames' size.")] = 64,
+    warmup: Warmup = 0,
+    hold: Hold = 1.0,
+    loss: Annotated[str, typer.Option(help="charbonnier or l1.")] = "charbonnier",
+    clip: Clip = 0.0,
+    ema: Ema = 0.999,
+    precision: Precision = "32-true",
+    validate_every: ValidateEvery = 5_000,
+    save_every: SaveEvery = 500,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read and degrade ahead; 0: none.")] = 2,
+    threads: Threads = 0,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    json: AsJson = False,
+) -> None:
+    """Train a video super-resolution network (RealBasicVSR) on clips that are degraded as they are drawn.
+
+    Two phases: for fidelity, then against a discriminator. Killed at any moment, the same command goes on.
+    """
+    given = locals()
+    from saccade.restoration.realbasicvsr.training import Options, train
+
+    _run(Options.of_phase, train, given, then="upscale")
+
+
 @app.command("classify")
 def classify(
     model: Annotated[str, typer.Option(help="Registered name (saccade list --task classification).")],
@@ -234,6 +286,9 @@ def supernet(
         list[str] | None, typer.Option("--teacher", help="File of a classifier of these classes; may be repeated.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Divides the teachers' logits.")] = 0.2,
+    refresh: Annotated[
+        int, typer.Option(help="Steps after which all that banks remember is scored anew; 0: never.")
+    ] = 0,
     validate: Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")] = None,
     steps: Steps = 20_000,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
@@ -263,7 +318,7 @@ def supernet(
 ) -> None:
     """Train an ElasticViT supernet on one device, to search networks in; killed, the same command goes on."""
     given = locals() | {"model": "elasticvit", "teachers": tuple(teachers or ())}
-    from saccade.backbones.elasticvit.architecture import as_space
+    from saccade.backbones.elasticvit.catalogue import as_space
     from saccade.backbones.elasticvit.training import Options, train
 
     given["patch"] = as_space(space).resolutions[-1] if patch is None else patch

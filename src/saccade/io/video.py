@@ -15,6 +15,8 @@ Needs the extra ``video``.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -133,28 +135,70 @@ class VideoReader:
             self.notices.append(f"{path} is interlaced: its fields are treated as whole frames")
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        av = _av()
-        flags = av.video.reformatter.Interpolation
-        smooth = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
-        reformatter = av.video.reformatter.VideoReformatter()
+        reformatter = _av().video.reformatter.VideoReformatter()
         self.times = []
         with self._open() as container:
             for frame in self._decoded(container):
-                if (frame.height, frame.width) != self._stored:
-                    raise InputError(
-                        f"cannot read {self.path}: its frames change size, "
-                        f"from {self._stored[1]} x {self._stored[0]} to {frame.width} x {frame.height} px"
-                    )
-                rgb = reformatter.reformat(
-                    frame,
-                    format="rgb24",
-                    src_colorspace=_MATRICES[self.tags.matrix],
-                    src_color_range=2 if self.tags.full_range else 1,
-                    dst_color_range=2,
-                    interpolation=smooth,
-                ).to_ndarray()
+                made = self._upright(frame, reformatter)
                 self.times.append(None if frame.pts is None else frame.pts * Fraction(frame.time_base))
-                yield np.ascontiguousarray(np.rot90(rgb, self.rotation // 90))
+                yield made
+
+    def count(self) -> int:
+        """Frames in the file, counted: it is read once, not decoded."""
+        return len(self._shown)
+
+    def excerpt(self, first: int, count: int) -> list[np.ndarray]:
+        """Frames as iterating gives them, from number ``first`` on; decoding begins at a key frame before it.
+
+        Raises:
+            InputError: the clip is damaged there, or has fewer frames.
+        """
+        if first < 0 or first + count > self.count():
+            raise InputError(f"{self.path} has {self.count()} frames, not {count} from number {first} on")
+        for key in range(first, 0, -1):
+            pts, decoded = self._shown[key]
+            if decoded is not None and pts is not None:
+                # not every key frame can be begun at: what follows some of them refers to frames before
+                with contextlib.suppress(InputError):
+                    return self._from_key(pts, decoded, first - key, count)
+        return list(itertools.islice(self, first, first + count))
+
+    def _from_key(self, pts: int, decoded: int, skip: int, count: int) -> list[np.ndarray]:
+        reformatter = _av().video.reformatter.VideoReformatter()
+        with self._open() as container:
+            container.seek(decoded, stream=container.streams.video[0])
+            frames = itertools.islice(self._decoded(container, pts), skip, skip + count)
+            made = [self._upright(frame, reformatter) for frame in frames]
+        if len(made) < count:
+            raise self._cut(0)
+        return made
+
+    @functools.cached_property
+    def _shown(self) -> list[tuple[int | None, int | None]]:
+        """Of each frame in the order of showing: presentation time, and decoding time where it is a key frame."""
+        with self._open() as container:
+            stream = container.streams.video[0]
+            packets = [p for p in container.demux(stream) if p.size > 0]
+            made = [(p.pts, p.dts if p.is_keyframe else None) for p in packets]
+        return made if any(pts is None for pts, _ in made) else sorted(made, key=lambda frame: frame[0] or 0)
+
+    def _upright(self, frame: Any, reformatter: Any) -> np.ndarray:
+        """A decoded frame's pixels, (H, W, 3) uint8 RGB."""
+        if (frame.height, frame.width) != self._stored:
+            raise InputError(
+                f"cannot read {self.path}: its frames change size, "
+                f"from {self._stored[1]} x {self._stored[0]} to {frame.width} x {frame.height} px"
+            )
+        flags = _av().video.reformatter.Interpolation
+        rgb = reformatter.reformat(
+            frame,
+            format="rgb24",
+            src_colorspace=_MATRICES[self.tags.matrix],
+            src_color_range=2 if self.tags.full_range else 1,
+            dst_color_range=2,
+            interpolation=flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP,
+        ).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, self.rotation // 90))
 
     def _open(self) -> Any:
         av = _av()
@@ -174,10 +218,13 @@ class VideoReader:
                 raise self._cut(0)
         return container
 
-    def _decoded(self, container: Any) -> Iterator[Any]:
+    def _decoded(self, container: Any, since: int | None = None) -> Iterator[Any]:
         """Decoded frames of the first video stream; all streams are followed to see where the file ends.
 
         Decoders paint over what they cannot read and go on; a frame that was painted over is an error here.
+
+        Args:
+            since: presentation time; frames before it are left out, whatever they are like.
         """
         av = _av()
         stream = container.streams.video[0]
@@ -192,6 +239,8 @@ class VideoReader:
                 if packet.stream is stream:
                     packets += packet.size > 0
                     for frame in packet.decode():
+                        if since is not None and (frame.pts is None or frame.pts < since):
+                            continue
                         if frame.is_corrupt:
                             raise InputError(f"cannot read {self.path}: frame {frames} is damaged (counted from 0)")
                         frames += 1
@@ -219,8 +268,9 @@ class VideoWriter(UnderWay):
             last row or column twice, with a notice; a 4:4:4 source keeps odd sides.
         like: the source: audio, times, frame rate, colour tags, pixel shape and metadata are taken from it.
         frame_rate: frames a second without ``like``; default 25.
-        codec: an FFmpeg encoder: ``"libx264"``, ``"libx265"``, ``"libsvtav1"`` or ``"libvpx-vp9"``.
-        quality: constant rate factor, lower is better; default 18, 20, 25, 24 for these.
+        codec: an FFmpeg encoder: ``"libx264"``, ``"libx265"``, ``"libsvtav1"`` or ``"libvpx-vp9"``; by default the
+            first, and in ``.webm``, which does not take it, the last.
+        quality: constant rate factor, lower is better; default 18, 20, 25, 24 for these, at most 51, 51, 63, 63.
         preset: speed of the encoder, in its own words (``"ultrafast"`` to ``"veryslow"``, or a number for libsvtav1).
         overwrite: replace a file of that name.
 
@@ -229,7 +279,8 @@ class VideoWriter(UnderWay):
 
     Raises:
         InputError: the file exists, or cannot be made there, or the container cannot hold these streams.
-        UsageError: unknown codec or suffix. UnavailableError: the extra ``video`` is not installed.
+        UsageError: unknown codec or suffix, or a quality that it does not have.
+        UnavailableError: the extra ``video`` is not installed.
     """
 
     def __init__(
@@ -240,7 +291,7 @@ class VideoWriter(UnderWay):
         *,
         like: VideoReader | None = None,
         frame_rate: Fraction | float | None = None,
-        codec: str = "libx264",
+        codec: str | None = None,
         quality: int | None = None,
         preset: str | int | None = None,
         overwrite: bool = False,
@@ -251,12 +302,17 @@ class VideoWriter(UnderWay):
         self._size = (height, width)
         if width < 1 or height < 1:
             raise UsageError(f"no video of {width} x {height} px can be written")
+        if codec is None:
+            codec = "libvpx-vp9" if self.path.suffix.lower() == ".webm" else "libx264"
         if codec not in _QUALITIES:
             raise UsageError(f"no video encoder named {codec!r}; there are {', '.join(_QUALITIES)}")
         if codec not in av.codecs_available:
             raise UnavailableError(f"this build of PyAV has no {codec}; use another of {', '.join(_QUALITIES)}")
         if self.path.suffix.lower() not in VIDEO_SUFFIXES:
             raise UsageError(f"cannot tell the container of {self.path} from its name; end it with .mp4, .mov or .mkv")
+        worst = 51 if codec in ("libx264", "libx265") else 63
+        if quality is not None and not 0 <= quality <= worst:
+            raise UsageError(f"of a clip the quality is a constant rate factor, 0 (best) to {worst}, not {quality}")
         check_target(self.path, overwrite)
         rate = like.frame_rate if like is not None else Fraction(frame_rate or 25).limit_denominator(100_000)
         self._rate = rate
@@ -281,7 +337,8 @@ class VideoWriter(UnderWay):
         except (av.error.FFmpegError, ValueError) as error:
             self.abort()
             raise InputError(
-                f"cannot write {self.path}: its container takes no {codec} with this sound ({reason(error)}); use .mkv"
+                f"cannot write {self.path}: its container takes no {codec}"
+                f"{' with this sound' if like is not None and like.has_audio else ''} ({reason(error)}); use .mkv"
             ) from None
         except BaseException:
             self.abort()

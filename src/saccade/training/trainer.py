@@ -81,6 +81,8 @@ class Options:
 
     TASK: ClassVar[str] = ""  # of the registered models that can be trained
     FIGURE: ClassVar[str] = "psnr_db"  # what `measure` gives
+    LOSSES: ClassVar[tuple[str, ...]] = ("l1", "l2")
+    FORWARDS: ClassVar[tuple[str, ...]] = ("training_loss",)  # methods that a step calls in place of the network itself
 
     model: str
     data: str
@@ -157,12 +159,25 @@ class Options:
         """What the file of weights tells beside the network."""
         return {}
 
-    def state(self) -> str:
-        """What the task must remember so that a run can go on, as text, beside network, optimiser and step."""
+    def state(self) -> Any:
+        """What the task must remember so that a run can go on, beside network, optimiser and step: text, tensors."""
         return ""
 
-    def restore(self, state: str) -> None:
-        """Take what `state` gave; before `loss_function` is asked for."""
+    def restore(self, state: Any) -> None:
+        """Take what `state` gave; before `set_up`, and before `loss_function` is asked for."""
+
+    def set_up(self, fabric: Any, model: nn.Module) -> None:
+        """Make what learns or judges beside the network, on the run's devices."""
+
+    def before_update(self, step: int) -> None:
+        """The gradients are there, the network has not moved yet."""
+
+    def after_update(self, step: int) -> None:
+        """The network has moved; what learns beside it may now."""
+
+    def parts(self) -> dict[str, float]:
+        """Figures of the course beside the loss, over the steps since they were last asked for."""
+        return {}
 
     def start_from(self, model: nn.Module) -> str:
         """Load what fits of ``start``; returns what was done, in words."""
@@ -203,8 +218,8 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
         if self.warmup < 0 or self.threads < 0:
             raise UsageError("--warmup and --threads must not be negative")
-        if self.loss not in ("l1", "l2"):
-            raise UsageError(f"--loss is l1 or l2, not {self.loss!r}")
+        if self.loss not in self.LOSSES:
+            raise UsageError(f"--loss is {' or '.join(self.LOSSES)}, not {self.loss!r}")
         if self.optimiser not in OPTIMISERS:
             raise UsageError(f"--optimiser is {', '.join(OPTIMISERS)}, not {self.optimiser!r}")
 
@@ -426,9 +441,10 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     for k, v in average.values.items():
         average.values[k] = v.to(fabric.device)
     model, optimiser = fabric.setup(raw, optimiser)
-    for name in ("training_loss",):
+    for name in options.FORWARDS:
         if hasattr(raw, name):
             model.mark_forward_method(name)
+    options.set_up(fabric, raw)
     loss_of = options.loss_function(model)
     if options.compile:
         loss_of = torch.compile(loss_of)
@@ -453,20 +469,22 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
         for step in range(first, options.steps):
             rate = learning_rate(step, options.steps, options.rate, options.warmup, options.hold)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("share", 1.0)
             given, wanted = (
                 t.to(fabric.device) for t in crops.batch(options.batch, options.seed, step, fabric.global_rank)
             )
-            if fabric.device.type == "cpu" or is_luma:
+            if given.ndim == 4 and (fabric.device.type == "cpu" or is_luma):
                 given = given.contiguous(memory_format=torch.channels_last)
             loss = loss_of(given, wanted)
             if not torch.isfinite(loss):
                 raise InputError(f"the loss became {float(loss.detach())} at step {step}; lower --rate")
             fabric.backward(loss)
+            options.before_update(step)
             if options.clip:
                 fabric.clip_gradients(model, optimiser, max_norm=options.clip)
             optimiser.step()
             optimiser.zero_grad()
+            options.after_update(step)
             average.update(raw, step)
             running, counted = running + float(loss.detach()), counted + 1
             done = step + 1
@@ -475,9 +493,10 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
                 final = _final(average, options).to(fabric.device)
                 found = measure(final)
                 run.course.append({"step": done, "loss": running / counted, options.FIGURE: found, "rate": rate})
+                run.course[-1] |= options.parts()
                 running, counted = 0.0, 0
                 if writer:
-                    for name in ("loss", options.FIGURE, "rate"):
+                    for name in list(run.course[-1])[1:]:  # all but the step
                         writer.add_scalar(name, run.course[-1][name], done)
                     writer.flush()
                 told = {"step": str(done), options.FIGURE: f"{found:.3f}", **options.metadata()}

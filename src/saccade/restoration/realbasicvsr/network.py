@@ -27,7 +27,7 @@ from saccade.restoration.realbasicvsr.cleaning import MOST_PASSES, Cleaning
 from saccade.restoration.realbasicvsr.propagation import TAIL_HALO, Branch, Tail
 from saccade.restoration.realbasicvsr.spynet import SPyNet
 
-__all__ = ["Flows", "RealBasicVSR", "check_clip", "from_official"]
+__all__ = ["Flows", "RealBasicVSR", "check_clip", "flow_of", "from_official"]
 
 #: (backward, forward): from each frame to its next, and from each next frame back; both (n, t-1, 2, h, w)
 Flows = tuple[Tensor, Tensor]
@@ -196,10 +196,14 @@ class RealBasicVSR(nn.Module):
         """
         if clip.ndim == 4:
             return self.pictures(clip)
+        return self.cleaned_and_enlarged(clip, flows)[1]
+
+    def cleaned_and_enlarged(self, clip: Tensor, flows: Flows | None = None) -> tuple[Tensor, Tensor]:
+        """What training compares: the cleaned clip (n, t, 3, h, w), and what `forward` makes of it."""
         check_clip(clip)
         _check_flows(clip, flows)
         cleaned = self.clean(clip)
-        return self.propagate(cleaned, self.flows(cleaned) if flows is None else flows)
+        return cleaned, self.propagate(cleaned, self.flows(cleaned) if flows is None else flows)
 
     def pictures(self, pictures: Tensor) -> Tensor:
         """Enlarge single pictures: one cleaning pass, nothing to propagate; (n, 3, h, w) -> (n, 3, 4h, 4w)."""
@@ -268,6 +272,20 @@ def _generator(state: StateDict) -> StateDict:
         if any(k.startswith("basicvsr.") for k in chosen):
             return chosen
     return state
+
+
+_FLOW = re.compile(
+    r"(?:^|\.)(?:basic_module\.(\d+)\.basic_module\.(\d+)\.conv|levels\.(\d+)\.convs\.(\d+))\.(weight|bias)$"
+)
+
+
+def flow_of(state: StateDict) -> StateDict:
+    """SPyNet's entries under our names, of a file with or without a network around it; published names or ours."""
+    found = {}
+    for name, value in _generator(state).items():
+        if m := _FLOW.search(name):
+            found[f"levels.{m[1] or m[3]}.convs.{m[2] or m[4]}.{m[5]}"] = value
+    return found
 
 
 def _count(state: StateDict, pattern: str) -> int:
