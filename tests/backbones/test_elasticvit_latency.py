@@ -10,22 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from saccade.backbones.elasticvit.architecture import (
-    PUBLISHED,
-    SMALL,
-    Architecture,
-    AttentionStage,
-    Space,
-    largest,
-    smallest,
-)
+from saccade.backbones.elasticvit.architecture import Architecture, AttentionStage
+from saccade.backbones.elasticvit.catalogue import PUBLISHED, SMALL
 from saccade.backbones.elasticvit.counting import as_rows, cost_macs, true_macs
 from saccade.backbones.elasticvit.evolution import Settings
 from saccade.backbones.elasticvit.latency import (
     FEATURES,
     USUAL,
+    Platform,
     Predictor,
-    Setting,
     features,
     fit,
     measure,
@@ -41,11 +34,12 @@ from saccade.backbones.elasticvit.search import (
     most_macs,
     wide_and_shallow,
 )
+from saccade.backbones.elasticvit.space import Space, largest, smallest
 from saccade.errors import InputError, UsageError
 from saccade.registry import create
 
 QUICK = Settings(population=16, generations=2, parents=8, mutations=6, crossovers=6)
-SETTING = Setting(classes=10)
+PLATFORM = Platform(classes=10)
 
 
 def rates(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -53,11 +47,11 @@ def rates(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
     return 2 * USUAL * 3 ** np.random.default_rng(seed).uniform(-1, 1, len(FEATURES))
 
 
-def machine(noise: float = 0.0) -> Callable[[Architecture, Space, Setting], float]:
+def machine(noise: float = 0.0) -> Callable[[Architecture, Space, Platform], float]:
     chance, true = np.random.default_rng(1), rates()
 
-    def took(found: Architecture, space: Space, setting: Setting) -> float:
-        exact = float(features(as_rows(found), space, setting.classes)[0] @ true)
+    def took(found: Architecture, space: Space, platform: Platform) -> float:
+        exact = float(features(as_rows(found), space, platform.classes)[0] @ true)
         return exact * float(1 + noise * chance.uniform(-1, 1))
 
     return took
@@ -112,7 +106,7 @@ def test_counts_of_the_features_are_layers_and_parameters() -> None:
 
 
 def test_a_machine_with_rates_of_its_own_is_predicted() -> None:
-    found = fit(SMALL, SETTING, count=60, measured=machine())
+    found = fit(SMALL, PLATFORM, count=60, measured=machine())
     assert found.errors.mape < 5
     assert found.errors.networks == 15
     assert found.errors.spearman > 0.98
@@ -121,17 +115,17 @@ def test_a_machine_with_rates_of_its_own_is_predicted() -> None:
 
 
 def test_a_single_time_that_other_work_spoilt_changes_little() -> None:
-    def spoilt(found: Architecture, space: Space, setting: Setting) -> float:
-        return machine()(found, space, setting) * (3.0 if found == odd else 1.0)
+    def spoilt(found: Architecture, space: Space, platform: Platform) -> float:
+        return machine()(found, space, platform) * (3.0 if found == odd else 1.0)
 
     rows = predictor_rows(SMALL, 40)
     odd = SMALL.architecture(rows[5].tolist())
-    clean, other = (fit(SMALL, SETTING, count=40, measured=took) for took in (machine(), spoilt))
+    clean, other = (fit(SMALL, PLATFORM, count=40, measured=took) for took in (machine(), spoilt))
     assert other(rows) == pytest.approx(clean(rows), rel=0.06)
 
 
 def test_what_a_search_measured_is_learnt() -> None:
-    found = fit(SMALL, SETTING, count=40, measured=machine())
+    found = fit(SMALL, PLATFORM, count=40, measured=machine())
     row = np.array([uniform_rows(SMALL, 1, np.random.default_rng(4))[0]])
     before = float(found(row)[0])
     taught = found.learnt(row[0].tolist(), 1.5 * before)
@@ -141,14 +135,14 @@ def test_what_a_search_measured_is_learnt() -> None:
 
 
 def test_errors_are_of_networks_that_the_fit_has_not_seen() -> None:
-    noisy = fit(SMALL, SETTING, count=40, measured=machine(noise=0.2))
+    noisy = fit(SMALL, PLATFORM, count=40, measured=machine(noise=0.2))
     assert 5 < noisy.errors.mape < 25
     assert noisy.errors.worst > noisy.errors.mape
     assert all(rate >= 0 for rate in noisy.rates)
 
 
 def test_predictors_are_kept_as_text() -> None:
-    found = fit(SMALL, SETTING, count=12, measured=machine())
+    found = fit(SMALL, PLATFORM, count=12, measured=machine())
     assert Predictor.from_json(found.to_json()) == found
     for text in ("", "{}", found.to_json().replace('"rates": [', '"rates": [1.0, ')):
         with pytest.raises(UsageError, match="latency predictor"):
@@ -161,12 +155,12 @@ def test_networks_to_measure_differ_and_hold_both_ends() -> None:
     assert rows[0].tolist() == list(smallest(PUBLISHED).row)
     assert rows[1].tolist() == list(largest(PUBLISHED).row)
     with pytest.raises(UsageError, match="at least 8"):
-        fit(SMALL, SETTING, count=7)
+        fit(SMALL, PLATFORM, count=7)
 
 
 def test_a_network_is_measured_as_it_would_be_run() -> None:
-    setting = Setting(threads=1, backend="torch", classes=10, seconds=0.0)
-    assert 0 < measure(smallest(SMALL), SMALL, setting) < 1_000
+    platform = Platform(threads=1, backend="torch", classes=10, seconds=0.0)
+    assert 0 < measure(smallest(SMALL), SMALL, platform) < 1_000
 
 
 # -- searches
@@ -191,11 +185,11 @@ def test_wide_and_shallow_networks_are_preferred() -> None:
 
 def test_a_network_slower_than_the_limit_is_searched_again_below_a_lower_one() -> None:
     took = machine()
-    predictor = fit(SMALL, SETTING, count=40, measured=took)
+    predictor = fit(SMALL, PLATFORM, count=40, measured=took)
     limit = float(np.mean(predictor.ends))
 
     def slower(found: Architecture) -> float:
-        return 1.3 * took(found, SMALL, SETTING)
+        return 1.3 * took(found, SMALL, PLATFORM)
 
     found = below_latency(limit, predictor, most_macs(SMALL), QUICK, measured=slower)
     assert found.rounds > 1
@@ -209,8 +203,19 @@ def test_a_network_slower_than_the_limit_is_searched_again_below_a_lower_one() -
     assert never.measured > limit
 
 
+def test_where_nothing_is_predicted_below_the_limit_the_smallest_network_is_found() -> None:
+    """It was measured to keep to the limit, whatever the predictor says of it."""
+    predictor = fit(SMALL, PLATFORM, count=12, measured=machine())
+    dear = replace(predictor, rates=tuple(3 * rate for rate in predictor.rates))
+    limit = 1.01 * dear.ends[0]
+    found = below_latency(limit, dear, most_macs(SMALL), QUICK, measured=lambda a: machine()(a, SMALL, PLATFORM))
+    assert found.outcome.best.architecture == smallest(SMALL)
+    assert found.rounds == 1
+    assert found.measured <= limit < found.predicted
+
+
 def test_times_outside_what_was_measured_name_the_ends() -> None:
-    predictor = fit(SMALL, SETTING, count=12, measured=machine())
+    predictor = fit(SMALL, PLATFORM, count=12, measured=machine())
     for limit in (0.5 * predictor.ends[0], 2 * predictor.ends[1]):
         with pytest.raises(UsageError, match=r"the smallest takes .* ms, the largest .* ms"):
             below_latency(limit, predictor, most_macs(SMALL), QUICK)

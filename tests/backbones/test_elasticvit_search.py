@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saccade.backbones.elasticvit.architecture import (
-    MIN_ARCHITECTURES,
-    PUBLISHED,
-    SMALL,
-    Architecture,
-    Space,
-    largest,
-    smallest,
-)
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import MIN_ARCHITECTURES, PUBLISHED, SMALL
 from saccade.backbones.elasticvit.counting import as_rows, cost_macs
 from saccade.backbones.elasticvit.evolution import Settings, cross, evolve, mutate
 from saccade.backbones.elasticvit.sampling import (
@@ -34,6 +27,7 @@ from saccade.backbones.elasticvit.sampling import (
     uniform_rows,
     within,
 )
+from saccade.backbones.elasticvit.space import Space, largest, smallest
 from saccade.errors import UsageError
 
 LAST = len(BANKS) - 1
@@ -142,6 +136,11 @@ def test_banks_that_hold_nothing_are_refused(banks: tuple[float, ...]) -> None:
 
 
 # -- memories
+
+
+def test_a_least_network_is_needed() -> None:
+    with pytest.raises(UsageError, match="least network"):
+        NeighbourSampler(PUBLISHED, least={})
 
 
 def test_a_full_memory_gives_up_its_worst_for_a_better_one_only() -> None:

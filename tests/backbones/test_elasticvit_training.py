@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import saccade
-from saccade.backbones.elasticvit.architecture import PUBLISHED, SMALL, largest
+from saccade.backbones.elasticvit.catalogue import PUBLISHED, SMALL
 from saccade.backbones.elasticvit.layers import MobileBlock
 from saccade.backbones.elasticvit.network import ElasticViT
 from saccade.backbones.elasticvit.sampling import BANKS, NeighbourSampler, UniformSampler
+from saccade.backbones.elasticvit.space import largest
 from saccade.backbones.elasticvit.training import Options, sampler_for, train
 from saccade.checkpoint import read_state
 from saccade.errors import UsageError
@@ -148,6 +149,33 @@ def test_drawing_from_memory_grows_with_the_training(options: Options) -> None:
     assert seen == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
 
 
+def test_what_banks_remember_is_scored_anew(options: Options) -> None:
+    """By the weights as they are then, on the pictures of that step; never by default."""
+    images, labels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 0, 1])
+
+    def scores(**changed: int) -> tuple[Options, ElasticViT, dict[tuple[int, ...], float]]:
+        run, model = replace(options, **changed), network()
+        loss = run.loss_function(model)
+        loss(images, labels)
+        assert isinstance(run._sampler, NeighbourSampler)
+        assert run._sampler.memories is not None
+        before = {row: score for memory in run._sampler.memories for row, score in memory.entries.items()}
+        with torch.no_grad():
+            model.get_parameter("head.bias").copy_(torch.tensor([3.0, -3.0]))
+        loss(images, labels)
+        memories = run._sampler.memories
+        return run, model, {row: s for memory in memories for row, s in memory.entries.items() if row in before}
+
+    _, _, kept = scores()
+    _, model, fresh = scores(refresh=1)
+    assert kept.keys() == fresh.keys()
+    for row, score in fresh.items():
+        model.architecture = SMALL.architecture(row)
+        wanted = -torch.nn.functional.cross_entropy(model(images), labels)
+        assert score == pytest.approx(float(wanted.detach()), rel=1e-4)
+        assert score != pytest.approx(kept[row], rel=1e-2)
+
+
 def test_samplers_have_the_published_banks_or_levels_of_the_space() -> None:
     published = sampler_for(PUBLISHED, "walk")
     assert isinstance(published, NeighbourSampler)
@@ -168,6 +196,7 @@ def test_samplers_have_the_published_banks_or_levels_of_the_space() -> None:
         ({"model": "shvit"}, "shvit is no supernet"),
         ({"drawn": 0}, "--drawn is at least 1"),
         ({"temperature": 0.0}, "--temperature positive"),
+        ({"refresh": -1}, "--refresh is a number of steps"),
         ({"devices": "2"}, "trained on one device"),
         ({"precision": "16-mixed"}, "32-true or bf16-mixed"),
         ({"compile": True}, "uncompiled"),

@@ -267,6 +267,27 @@ def test_roots_are_those_of_the_eigenvectors() -> None:
     torch.testing.assert_close(inverse.double(), want.inverse(), rtol=1e-4, atol=1e-4)
 
 
+def test_colours_of_a_single_pixel_are_refused() -> None:
+    with pytest.raises(InputError, match="single pixel"):
+        coral(torch.rand(2, 3, 4, 4), torch.rand(2, 3, 1, 1))
+    with pytest.raises(InputError, match="single pixel"):
+        coral(torch.rand(2, 3, 1, 1), torch.rand(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(5, 7), (8, 6), (1, 1)])
+def test_squares_in_the_middle_cover_their_part_and_never_leave_the_picture(part: float, size: tuple[int, int]) -> None:
+    centre, surround = torch.ones(1, 1, *size), torch.zeros(1, 1, *size)
+    shown = cue_conflict(centre, surround, part, kind="square")[0, 0]
+    area = float(shown.mean())
+    assert area >= part - 1e-6
+    for axis, side in ((1, size[0]), (0, size[1])):
+        places = shown.any(axis).nonzero().flatten().tolist()
+        assert places == list(range(places[0], places[-1] + 1)) if places else part == 0
+        assert not places or abs((places[0] + places[-1] + 1) / 2 - side / 2) <= 0.5
+    assert bool(shown.all()) == (part == 1.0) or size == (1, 1)
+
+
 def test_coral_gives_the_target_its_colours() -> None:
     target = leaves(64)
     made = coral(torch.randn(1, 3, 64, 64, generator=seeded(0)), target)
@@ -355,6 +376,15 @@ def test_published_files_are_recognised(tmp_path: Path) -> None:
         assert all(torch.equal(v, network.state_dict()[k]) for k, v in back.state_dict().items())
     assert from_decoder(encoder.state_dict()) is None
     assert from_encoder({**encoder.state_dict(), "0.weight": torch.zeros(3, 3, 3, 3)}) is None
+
+
+def test_picture_and_noise_give_the_same_encoded_together_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = FoveatedTexture((64, 64), 1.0, encoder=Encoder(), decoder=Decoder())
+    picture = torch.rand(2, 3, 64, 64, generator=seeded(0))
+    with torch.no_grad():
+        together = transform.features(picture)
+        monkeypatch.setattr("saccade.backbones.foveated.transform.TOGETHER", 0)
+        torch.testing.assert_close(transform.features(picture), together)
 
 
 def test_the_published_networks_take_the_place_of_the_lapped_transform() -> None:

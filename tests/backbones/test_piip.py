@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import zoo
-from torch import Tensor
+from torch import Tensor, nn
 
-from saccade.backbones.piip import PIIP, InteractionUnit, SeparateHeads, _describe
+from saccade.backbones.piip import PIIP, InteractionUnit, SeparateHeads
 from saccade.backbones.piip.branch import Block, Branch, resized_table
 from saccade.backbones.piip.interaction import CrossAttention, DeformAttention, Injector
+from saccade.backbones.piip.published import SEGMENTER_LAYOUTS, _dense, _describe, from_dense
+from saccade.checkpoint import fit, load
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.nn.fuse import fuse
@@ -51,9 +55,12 @@ def test_published_counts(name: str, side: int, millions: float, gmacs: float) -
     ],
 )
 def test_published_counts_of_dense_pyramids(name: str, side: int, millions: float, gmacs: float) -> None:
-    """Published for the branches, their exchanges and a linear merging, without the convolutions for four maps."""
+    """Published for the branches, their exchanges and a linear merging, without the convolutions for four maps.
+
+    With position tables as large as the pictures; the published files hold those of 14 x 14.
+    """
     with torch.device("meta"):
-        model = create(name, weights=None, merge=True, pyramid=False)
+        model = create(name, weights=None, merge=True, pyramid=False, tables=0)
         assert count_parameters(model) / 1e6 == pytest.approx(millions, rel=0.01)
         assert cost(model, torch.empty(1, 3, side, side)).macs / 1e9 == pytest.approx(gmacs, rel=0.01)
         whole = create(name, weights=None)
@@ -63,7 +70,8 @@ def test_published_counts_of_dense_pyramids(name: str, side: int, millions: floa
 def test_published_counts_leave_the_filling_of_windows_out() -> None:
     """Windows of 28 do not divide maps of 42 x 42: published are the scores of whole windows alone, no filling."""
     with torch.device("meta"):
-        model = create("piip_sbl_1568", weights=None, merge=True, pyramid=False, window=14)  # divides all three
+        # 14 divides the sides of all three maps
+        model = create("piip_sbl_1568", weights=None, merge=True, pyramid=False, tables=0, window=14)
         assert isinstance(model, PIIP)
         assert count_parameters(model) / 1e6 == pytest.approx(497, rel=0.01)
         told = cost(model, torch.empty(1, 3, 1568, 1568)).macs
@@ -120,10 +128,11 @@ def test_windows_are_filled_up_with_zeros_that_take_part() -> None:
         torch.testing.assert_close(block.attend(block.norm1(x), (3, 3)), block.proj(mixed.reshape(1, 9, 16)))
 
 
-def test_blocks_of_the_six_billion_network() -> None:
-    """RMS norms, also of queries and keys over all heads; no bias before; GELU by tanh; scales from 0.1."""
+@pytest.mark.parametrize(("gelu", "approximate"), [("exact", "none"), ("tanh", "tanh")])
+def test_blocks_of_the_six_billion_network(gelu: str, approximate: str) -> None:
+    """RMS norms, also of queries and keys over all heads; no bias before; either GELU; scales from 0.1."""
     torch.manual_seed(0)
-    block = Block(16, 2, 2.0, 0.0, True, kind="intern").eval()
+    block = Block(16, 2, 2.0, 0.0, True, kind="intern", gelu=gelu).eval()
     assert not isinstance(block.qkv.bias, Tensor)
     assert block.gamma_1 is not None
     assert block.gamma_2 is not None
@@ -139,8 +148,8 @@ def test_blocks_of_the_six_billion_network() -> None:
         q, k, v = block.qkv(rms(x, block.norm1)).chunk(3, -1)
         q, k, v = (t.unflatten(2, (2, 8)).transpose(1, 2) for t in (rms(q, block.q_norm), rms(k, block.k_norm), v))
         y = x + block.gamma_1 * block.proj(((q @ k.mT * 8**-0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
-        fed = block.fc2(F.gelu(block.fc1(rms(y, block.norm2)), approximate="tanh"))
-        torch.testing.assert_close(block(x), y + block.gamma_2 * fed)
+        fed = block.fc2(F.gelu(block.fc1(rms(y, block.norm2)), approximate=approximate))
+        torch.testing.assert_close(block(x), y + block.gamma_2 * fed, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(fuse(block)(x), block(x), rtol=1e-5, atol=1e-5)
 
 
@@ -166,6 +175,219 @@ def test_exchanges_can_be_left_out() -> None:
             assert float((apart[i] - maps[i]).abs().max()) > 1e-3
         model.use()
         assert torch.equal(model(x), whole)
+
+
+def test_pictures_may_come_at_the_side_in_use() -> None:
+    """They are then not resized twice: a network built for more runs as one built for less."""
+    model = make()
+    model.use(sides=(16, 24, 32))
+    small = F.interpolate(SMALL.picture(), size=(32, 32), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        maps = model.branch_maps(small)
+        other = create("piip", weights=None, **{**SMALL.options, "sides": (16, 24, 32), "tables": (2, 4, 8)})
+        assert isinstance(other, PIIP)
+        fit(other, dict(model.state_dict()), "the same")
+        for want, have in zip(other.branch_maps(small), maps, strict=True):
+            torch.testing.assert_close(have, want)
+        whole = model.branch_maps(SMALL.picture())  # or at the side that it was built for
+        assert [m.shape for m in whole] == [m.shape for m in maps]
+    with pytest.raises(InputError):
+        model(torch.zeros(1, 3, 48, 48))
+
+
+def test_windows_follow_a_pattern() -> None:
+    options = {**SMALL.options, "depths": (4, 4, 4), "window": (3, 2, 0), "merge": True, "with_cls": False}
+    model = create("piip", weights=None, **{**options, "widths": (32, 32, 32)})
+    assert isinstance(model, PIIP)
+    assert [block.window for block in model.branch(1).blocks] == [3, 2, 0, 3]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published detectors
+# ---------------------------------------------------------------------------------------------------------------------
+def norm_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    return {"weight": (width,), "bias": (width,)}
+
+
+def injector_shapes(width: int, heads: int, norms: bool) -> dict[str, tuple[int, ...]]:
+    """As MSDeformAttn of ratio 0.5 and 4 points, and a convolutional feed-forward of a quarter."""
+    values, hidden = width // 2, width // 4
+    layers = {
+        "attn.sampling_offsets": (heads * 8, width),
+        "attn.attention_weights": (heads * 4, width),
+        "attn.value_proj": (values, width),
+        "attn.output_proj": (width, values),
+        "ffn.fc1": (hidden, width),
+        "ffn.dwconv.dwconv": (hidden, 1, 3, 3),
+        "ffn.fc2": (width, hidden),
+    }
+    made: dict[str, tuple[int, ...]] = {"ca_gamma": (width,), "cffn_gamma": (width,)}
+    for name, shape in layers.items():
+        made |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for name in ("query_norm", "feat_norm", "ffn_norm") if norms else ():
+        made |= {f"{name}.{leaf}": shape for leaf, shape in norm_shapes(width).items()}
+    return made
+
+
+def branch_shapes(width: int, depth: int, places: int) -> dict[str, tuple[int, ...]]:
+    """As DeiT's transformer without a class token."""
+    made: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, places, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+    }
+    layers = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    for i in range(depth):
+        made |= {f"blocks.{i}.gamma_{j}": (width,) for j in (1, 2)}
+        for name, (rows, columns) in layers.items():
+            made[f"blocks.{i}.{name}.weight"] = (rows * width, columns * width)
+            made[f"blocks.{i}.{name}.bias"] = (rows * width,)
+        for norm in ("norm1", "norm2"):
+            made |= {f"blocks.{i}.{norm}.{leaf}": shape for leaf, shape in norm_shapes(width).items()}
+    return made
+
+
+def detector_shapes(
+    widths: tuple[int, ...], depths: tuple[int, ...], stages: int, places: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a published detector's backbone, as the official code builds it."""
+    first = widths[0]
+    made: dict[str, tuple[int, ...]] = {f"w{i + 1}": () for i in range(len(widths))}
+    for i, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
+        made |= {f"branch{i}.{k}": v for k, v in branch_shapes(width, depth, places[i - 1]).items()}
+        made |= {f"merge_branch{i}.0.weight": (first, width, 3, 3), f"merge_branch{i}.3.weight": (first, first, 3, 3)}
+        for norm in (1, 4):
+            made |= {f"merge_branch{i}.{norm}.{leaf}": shape for leaf, shape in norm_shapes(first).items()}
+    for stage in range(stages):
+        for i in range(1, len(widths)):
+            unit = f"interactions.{stage}.interaction_units_{i}{i + 1}"
+            a, b = widths[i - 1], widths[i]
+            for name, rows, columns in (("branch2to1", a, b), ("branch1to2", b, a)):
+                made |= {f"{unit}.{name}_proj.weight": (rows, columns), f"{unit}.{name}_proj.bias": (rows,)}
+                made |= {f"{unit}.{name}_injector.{k}": v for k, v in injector_shapes(rows, 16, True).items()}
+    for name in ("fpn1.0", "fpn1.3", "fpn2.0"):
+        made |= {f"{name}.weight": (first, first, 2, 2), f"{name}.bias": (first,)}
+    made |= {f"fpn1.1.{leaf}": shape for leaf, shape in norm_shapes(first).items()}
+    return made
+
+
+def drawn_state(shapes: dict[str, tuple[int, ...]], **others: Tensor) -> dict[str, Tensor]:
+    chance = torch.Generator().manual_seed(0)
+    made = {f"backbone.{k}": 0.05 * torch.randn(shape, generator=chance) for k, shape in shapes.items()}
+    return {**made, "neck.fpn_convs.0.conv.weight": torch.zeros(1), **others}
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "depths", "others"),
+    [
+        ("piip_tsb_1568", (768, 384, 192), (12, 12, 12), ("roi_head.bbox_head.fc_cls.weight",)),
+        ("piip_sbl_1568", (1024, 768, 384), (24, 12, 12), ("roi_head.bbox_head.fc_cls.weight",)),
+        ("piip", (1024, 768, 384), (24, 12, 12), ("bbox_head.transformer.level_embeds",)),
+        ("piip", (1024, 768, 384, 192), (24, 12, 12, 12), ()),
+    ],
+)
+def test_published_detectors_are_recognised(
+    name: str, widths: tuple[int, ...], depths: tuple[int, ...], others: tuple[str, ...]
+) -> None:
+    """By names and shapes alone, in full size."""
+    with torch.device("meta"):
+        shapes = detector_shapes(widths, depths, 12, (196,) * len(widths))
+        state = {f"backbone.{k}": torch.empty(shape) for k, shape in shapes.items()}
+        recipe = from_dense({**state, **dict.fromkeys(others, torch.empty(1))})
+        assert recipe is not None
+        assert recipe.model == name
+        model = create(recipe.model, weights=None, **recipe.options)
+        assert isinstance(model, PIIP)
+        fit(model, recipe.state, "the detector")
+    assert model.branch(0).pos_embed.shape[1] == 196
+    dino = any(other.startswith("bbox_head") for other in others)
+    wanted = [24, 24, 0] if dino else [14] * 3 if name == "piip_tsb_1568" else [28] * 3
+    assert [block.window for block in model.branch(0).blocks][:3] == wanted
+    assert max(model.sides) == (1792 if dino else 1568)
+
+
+def test_a_published_detector_gives_the_maps_of_the_published_layers(tmp_path: Path) -> None:
+    """Merging and pyramid against the layers that the official code stacks, with tables resized as they come."""
+    widths = (768, 384, 192)
+    state = drawn_state(detector_shapes(widths, (1, 1, 1), 1, (196, 196, 196)))
+    path = tmp_path / "mask_rcnn.pth"
+    torch.save({"state_dict": state, "meta": {"epoch": 12}}, path)
+    model = load(path)
+    assert isinstance(model, PIIP)
+    assert model.sides == (672, 1120, 1568)
+    model.use(sides=(32, 48, 64))
+    x = draw(1, 3, 64, 64, seed=2)
+
+    def layers(start: str, *kinds: nn.Module) -> nn.Sequential:
+        made = nn.Sequential(*kinds)
+        made.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+        return made
+
+    with torch.no_grad():
+        branches = model.branch_maps(x)
+        merged = torch.zeros(1, 768, 4, 4)
+        for i, (width, own) in enumerate(zip(widths, branches, strict=True), 1):
+            assert own.shape[1:] == (width, 1 + i, 1 + i)
+            conv, again = (nn.Conv2d(c, 768, 3, padding=1, bias=False) for c in (width, 768))
+            norms = nn.GroupNorm(32, 768), nn.GroupNorm(32, 768)
+            step = layers(f"backbone.merge_branch{i}.", conv, norms[0], nn.ReLU(), again, norms[1], nn.ReLU())
+            own = F.interpolate(step(own), size=(4, 4), mode="bilinear", align_corners=False)
+            merged += state[f"backbone.w{i}"] * own
+        up = [nn.ConvTranspose2d(768, 768, 2, 2) for _ in range(3)]
+        fpn1 = layers("backbone.fpn1.", up[0], nn.GroupNorm(32, 768), nn.GELU(), up[1])
+        fpn2 = layers("backbone.fpn2.", up[2])
+        for have, want in zip(
+            model.maps(x), (fpn1(merged), fpn2(merged), merged, F.max_pool2d(merged, 2)), strict=True
+        ):
+            torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+        embed, table = state["backbone.branch1.patch_embed.proj.weight"], state["backbone.branch1.pos_embed"]
+        seen = F.interpolate(x, size=(32, 32), mode="bilinear", align_corners=False)
+        tokens = F.conv2d(seen, embed, state["backbone.branch1.patch_embed.proj.bias"], stride=16)
+        grid = table.view(1, 14, 14, 768).permute(0, 3, 1, 2)
+        tokens = tokens + F.interpolate(grid, size=(2, 2), mode="bicubic", align_corners=False)
+        torch.testing.assert_close(model.branch(0).embed(seen)[0], tokens.flatten(2).mT, rtol=1e-5, atol=1e-5)
+
+
+def test_pyramids_of_the_six_billion_network_are_described() -> None:
+    """Published for faster training: no norms and projections in exchanges, and GELU by its approximation."""
+    with torch.device("meta"):
+        want = create("piip_h6b_512", weights=None)
+        state = {k: v for k, v in want.state_dict().items() if not k.startswith("norm.")}
+    options = _describe(state)
+    assert (options["gelu"], options["kinds"]) == ("tanh", ("intern", "vit"))
+    assert options["ranges"][1][3:5] == ((6, 7), (8, 10))
+    assert _dense(state, options, SEGMENTER_LAYOUTS).model == "piip_h6b_512"
+
+
+def test_fewer_exchanges_than_blocks_are_told() -> None:
+    ranges = (((0, 1), (2, 3)),) * 3
+    model = create("piip", weights=None, **{**SMALL.options, "depths": (4, 4, 4), "ranges": ranges})
+    assert _describe(dict(model.state_dict()))["ranges"] == ranges
+    assert "ranges" not in _describe(dict(make().state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("widths", "change", "says"),
+    [
+        ((768, 384, 192), {"backbone.branch1.blocks.0.attn.relative_position_bias_table": (1,)}, "relative_position"),
+        ((768, 384, 192), {"backbone.intermediate_merging_2_w1": ()}, "belongs to another"),
+        ((768, 384, 192), {"backbone.fpn1.0.weight": None}, "three maps"),
+        ((96, 64, 32), {}, r"no detector was published with branches of \(96, 64, 32\)"),
+    ],
+)
+def test_other_detectors_are_refused(
+    widths: tuple[int, ...], change: dict[str, tuple[int, ...] | None], says: str
+) -> None:
+    with torch.device("meta"):
+        shapes = detector_shapes(widths, (1, 1, 1), 1, (196,) * 3)
+        state = {f"backbone.{k}": torch.empty(shape) for k, shape in shapes.items()}
+        for name, shape in change.items():
+            if shape is None:
+                del state[name]
+            else:
+                state[name] = torch.empty(shape)
+        with pytest.raises(CheckpointError, match=says):
+            from_dense(state)
 
 
 def test_an_ordinary_pyramid_takes_its_largest_side() -> None:
@@ -405,6 +627,9 @@ def test_without_projections_widths_may_differ() -> None:
         ({"widths": (48, 16, 16), "merge": "dense"}, "divides by 32"),
         ({"kinds": ("vit", "intern")}, "kinds has 2 entries"),
         ({"kinds": "swin"}, "'vit' or 'intern'"),
+        ({"gelu": "fast"}, "'exact' or 'tanh'"),
+        ({"tables": (2, 4)}, "tables has 2 entries"),
+        ({"tables": -1}, "sides in cells"),
         ({"window": 4}, "no class token"),
         ({"attention": "window"}, "'deform' or 'normal'"),
         ({"drop_path_rate": 1.0}, r"\[0, 1\)"),

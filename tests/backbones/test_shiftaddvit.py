@@ -13,6 +13,7 @@ import zoo
 from torch import Tensor, nn
 
 from saccade.backbones.shiftaddvit import (
+    AdditiveShiftLinear,
     BinaryAttention,
     HashAttention,
     KernelHash,
@@ -88,6 +89,7 @@ def official_names(model: ShiftAddViT) -> dict[str, Tensor]:
         {"attention": "softmax", "attention_linears": "dense", "mlp": "moe", "gate": "naive", "heads": (1, 2, 5, 8)},
         {"attention": "reduced", "attention_linears": "dense", "mlp": "shift", "heads": (1, 2, 5, 8)},
         {"gate": "noisy", "kernel": 5},
+        {"attention": "binary", "attention_linears": "additive", "mlp": "additive"},
     ],
 )
 def test_the_published_layout_is_read_and_tells_the_configuration(options: dict[str, Any]) -> None:
@@ -169,7 +171,7 @@ def test_any_network_is_converted_by_the_names_of_its_layers() -> None:
             convert_linears(again, names)
     with pytest.raises(UsageError, match="no linear layer"):
         convert_linears(deit, "layers.*")
-    with pytest.raises(UsageError, match="'shift' or 'moe'"):
+    with pytest.raises(UsageError, match="'additive' or 'moe'"):
         convert_linears(deit, "head", to="dense")
 
 
@@ -225,6 +227,70 @@ def test_attention_is_the_formula(kind: type) -> None:
         )
         mixed = rows / rows.norm(dim=-1, keepdim=True) + layer.dconv(v)
         torch.testing.assert_close(layer(x, (2, 3)), layer.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("kind", [BinaryAttention, HashAttention])
+def test_strong_entries_of_softmax_attention_are_added_in_training_alone(kind: type) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = kind(8, 2, kernel=3, sparse=True)
+        x = 3 * torch.randn(1, 60, 8)
+    plain = kind(8, 2, kernel=3).eval()
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        assert torch.equal(layer.eval()(x, (6, 10)), plain(x, (6, 10)))
+        if isinstance(layer, HashAttention):
+            q = k = layer.split(layer.to_qk(x))
+            v = layer.split(layer.to_v(x))
+            codes = (layer.hash(F.normalize(q, dim=-1)),) * 2
+        else:
+            q, k, v = (layer.split(t) for t in layer.qkv(x).chunk(3, 2))
+            codes = tuple(binarise(F.normalize(t, dim=-1)) for t in (q, k))
+        attention = (q @ k.mT / 2).softmax(-1)  # heads of 4 channels
+        assert 0.1 < float((attention > 0.02).float().mean()) < 0.9
+        rows = (attention * (attention > 0.02)) @ v + v / 2 + codes[0] @ (codes[1].mT @ v) / math.pi
+        mixed = rows / rows.norm(dim=-1, keepdim=True) + layer.dconv(v)
+        torch.testing.assert_close(layer.train()(x, (6, 10)), layer.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("kind", [BinaryAttention, HashAttention])
+def test_tokens_that_make_no_map_are_refused(kind: type) -> None:
+    with pytest.raises(InputError, match="7 tokens are not those of a map of 3 x 2"):
+        kind(8, 2)(torch.zeros(1, 7, 8), (2, 3))
+
+
+def test_sums_of_two_powers_are_nearest_to_a_dense_layer_and_fuse() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense = nn.Linear(40, 30)
+    with torch.no_grad():
+        dense.weight.mul_(4)
+        dense.weight[0, 0] = 0
+    layer = AdditiveShiftLinear(40, 30).take(dense.weight, dense.bias).eval()
+    sizes = [(a + b / 2) * 2 / 3 for a in (0, 1 / 16, 1 / 4, 1) for b in (0, 1 / 16, 1 / 4, 1)]
+    levels = torch.tensor([sign * size for size in sizes for sign in (-1, 1)])
+    nearest = levels[(dense.weight.detach()[..., None] - levels).abs().argmin(-1)]
+    torch.testing.assert_close(layer.weight(), nearest, rtol=1e-6, atol=0)
+    assert float(layer.weight()[0, 0]) == 0
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), F.linear(x, nearest, dense.bias), rtol=1e-3, atol=1e-3)  # fixed point
+        torch.testing.assert_close(fuse(layer)(x), layer(x))
+    found = operations(layer, x)
+    assert (found.multiplications, found.shifts, found.integer_additions) == (0, 2 * 3 * 40 * 30, 2 * 3 * 40 * 30)
+    assert operations(fuse(layer), x) == found
+
+
+def test_shifts_and_signs_of_sums_are_put_back_into_range_in_training_alone() -> None:
+    layer = AdditiveShiftLinear(2, 2)
+    with torch.no_grad():
+        layer.get_parameter("shift_1").fill_(3.0)
+        layer.get_parameter("sign_2").fill_(-2.0)
+    layer.eval()(torch.ones(1, 2))
+    assert float(layer.get_parameter("shift_1").detach().max()) == 3
+    layer.train()(torch.ones(1, 2))
+    assert float(layer.get_parameter("shift_1").detach().max()) == 0
+    assert float(layer.get_parameter("sign_2").detach().min()) == 0
 
 
 def test_vanilla_codes_do_not_depend_on_the_company_unless_the_official_ones_are_asked_for() -> None:
@@ -316,7 +382,7 @@ def test_operations_are_counted_and_priced() -> None:
     ("options", "says"),
     [
         ({"attention": "linear"}, "attention is"),
-        ({"mlp": "none"}, "'dense', 'shift' or 'moe'"),
+        ({"mlp": "none"}, "'dense', 'shift', 'additive' or 'moe'"),
         ({"gate": "hard"}, "no gate named 'hard'"),
         ({"bits": 1}, "2 to 8 bits"),
         ({"latencies": (1, 2, 3)}, "pair"),

@@ -277,6 +277,23 @@ def test_am_softmax_takes_the_margin_off_the_label_s_cosine() -> None:
         torch.testing.assert_close(head.loss(x, labels), F.cross_entropy(logits, labels))
 
 
+@pytest.mark.parametrize(
+    ("x", "labels", "says"),
+    [
+        (torch.zeros(2, 5), torch.tensor([0, 1]), r"embeddings \(B, 4\)"),
+        (torch.zeros(2, 4), torch.tensor([0]), "a class number each"),
+        (torch.zeros(2, 4), torch.tensor([0.0, 1.0]), "float32"),
+        (torch.zeros(2, 4), torch.tensor([0, 3]), "from 0 to 2, not from 0 to 3"),
+        (torch.zeros(2, 4), torch.tensor([-1, 1]), "not from -1 to 1"),
+    ],
+)
+def test_am_softmax_refuses_what_is_no_embedding_with_a_label(x: Tensor, labels: Tensor, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        AMSoftmax(4, 3)(x, labels)
+    with pytest.raises(UsageError, match="at least one feature"):
+        AMSoftmax(4, 0)
+
+
 def test_pictures_of_another_size_are_refused_before_anything_is_computed() -> None:
     conv = TVConv(3, (24, 24), stride=2)
     with pytest.raises(InputError, match="built for output 24x24, input 50x50 gives 25x25"):

@@ -1,4 +1,4 @@
-"""Losses by which a network learns from the probabilities of others: soft cross entropy, adaptive alpha-divergence.
+"""Learning from the probabilities of others: the mean of several teachers, the adaptive alpha-divergence.
 
 Wang et al., "AlphaNet: Improved Training of Supernets with Alpha-Divergence", ICML 2021, arXiv:2102.07954: a student
 that is punished for too low and for too high probabilities alike keeps to its teacher where plain KL lets it go astray.
@@ -14,17 +14,7 @@ from torch import Tensor
 
 from saccade.errors import UsageError
 
-__all__ = ["adaptive_alpha_divergence", "alpha_divergence", "mean_probabilities", "soft_cross_entropy"]
-
-
-def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Cross entropy with probabilities as the target, a mean over the batch.
-
-    Args:
-        logits: (B, classes), of the student.
-        probabilities: (B, classes), rows that sum to 1.
-    """
-    return F.cross_entropy(logits, probabilities)
+__all__ = ["adaptive_alpha_divergence", "alpha_divergence", "mean_probabilities"]
 
 
 def alpha_divergence(logits: Tensor, probabilities: Tensor, alpha: float, clip: float = 5.0) -> tuple[Tensor, Tensor]:
@@ -72,6 +62,9 @@ def adaptive_alpha_divergence(
         probabilities: (B, classes), of the teacher.
         alphas: one that punishes what the student overrates, one that punishes what it underrates.
         clip: as `alpha_divergence`.
+
+    Raises:
+        UsageError: as `alpha_divergence`.
     """
     (low, low_loss), (high, high_loss) = (alpha_divergence(logits, probabilities, alpha, clip) for alpha in alphas)
     return torch.where(low > high, low_loss, high_loss).mean()

@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.errors import UsageError
 from saccade.training.distillation import adaptive_alpha_divergence
 
-__all__ = ["Draw", "Elastic", "Sampler", "Told", "gradients"]
+__all__ = ["Draw", "Elastic", "Losses", "Sampler", "gradients"]
 
 
 class Elastic(Protocol):
@@ -39,8 +40,8 @@ class Draw:
     """The networks of one step.
 
     Attributes:
-        drawn: what learns from the labels.
-        least: what learns from them, or None.
+        drawn: what learns from the labels, or from teachers in their place.
+        least: what learns from the mean of those, or None.
         group: place of their cost among the sampler's levels of cost; 0 where it has none.
     """
 
@@ -62,8 +63,13 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Told:
-    """The losses of a step: of each network drawn, and of the least one (NaN without it)."""
+class Losses:
+    """Those of one step.
+
+    Attributes:
+        drawn: of each network drawn, before its backward pass.
+        least: of the least one; NaN without it.
+    """
 
     drawn: tuple[float, ...]
     least: float
@@ -77,7 +83,7 @@ def gradients(
     *,
     teacher: Tensor | None = None,
     backward: Callable[[Tensor], Any] = torch.Tensor.backward,
-) -> Told:
+) -> Losses:
     """Add the gradients of a step to the model's parameters, one network after the other.
 
     Args:
@@ -88,7 +94,12 @@ def gradients(
         teacher: probabilities (B, classes) in place of the targets, e.g. `distillation.mean_probabilities` at
             temperature 0.2 as published. Without teachers the networks learn from the targets alone.
         backward: of a loss; Fabric's own where there is one.
+
+    Raises:
+        UsageError: no network is drawn.
     """
+    if not draw.drawn:
+        raise UsageError("a step of a supernet trains at least one network; none was drawn")
     wanted = targets if teacher is None else teacher
     losses, together = list[float](), list[Tensor]()
     for architecture in draw.drawn:
@@ -99,8 +110,8 @@ def gradients(
         losses.append(float(loss.detach()))
         together.append(logits.detach().softmax(1))
     if draw.least is None:
-        return Told(tuple(losses), float("nan"))
+        return Losses(tuple(losses), float("nan"))
     model.architecture = draw.least
     least = adaptive_alpha_divergence(model(images), torch.stack(together).mean(0))
     backward(least)
-    return Told(tuple(losses), float(least.detach()))
+    return Losses(tuple(losses), float(least.detach()))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade.backbones.piip import Injector, _ours, from_official
+from saccade.backbones.piip import Injector
+from saccade.backbones.piip.published import _ours, from_official
 from saccade.checkpoint import fit
 from saccade.nn.fuse import fuse
 from saccade.registry import create

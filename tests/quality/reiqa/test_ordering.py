@@ -103,6 +103,10 @@ def test_scores_have_the_scale_of_the_ratings_and_idle_features_count_for_nothin
         ({"pairs": np.array([[0, 12]])}, "12 samples"),
         ({"pairs": np.zeros((0, 2), int)}, "12 samples"),
         ({"pairs": np.array([[0, 6]])}, "one content"),
+        ({"pairs": np.array([[0.0, 1.0]])}, "float64"),
+        ({"contents": [0] * 6 + [1] * 5}, "11 contents are told for 12 samples"),
+        ({"penalties": []}, "positive numbers"),
+        ({"penalties": [1.0, 0.0]}, "positive numbers"),
         ({"ratings": np.full(12, 3.0)}, "all scores are equal"),
     ],
 )
@@ -111,6 +115,12 @@ def test_what_cannot_be_fitted_is_refused(change: dict[str, Any], said: str) -> 
     given: dict[str, Any] = {"features": x, "ratings": y, "contents": whose, "pairs": pairs} | change
     with pytest.raises(InputError, match=said):
         fit_ordered(**given)
+
+
+def test_pairs_of_two_contents_are_refused_also_where_both_are_left_out_together() -> None:
+    x, y, whose, _ = slight_steps(6)
+    with pytest.raises(InputError, match="one content"):
+        fit_ordered(x, y, whose, np.array([[0, 30]]))  # contents 0 and 5, of five parts
 
 
 @pytest.fixture

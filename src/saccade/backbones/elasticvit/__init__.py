@@ -10,9 +10,15 @@ Devices", ICCV 2023, arXiv:2303.09730.
     C: inverted bottlenecks       T: one of stride 2 or 1, then pairs of attention (heads of 16) and feed-forward
 
 Weights are stored for the largest network; any other one (resolution, depths, widths, ratios, kernels, value scales)
-runs by leading slices of them. `architecture` says what may be chosen, `counting` what it costs, `network` runs it,
-`deploy` makes a network of its own of it; `sampling` chooses what a training step sees, `evolution` and `latency` find
-the best within a limit.
+runs by leading slices of them.
+
+architecture.py   one sub-network as numbers             sampling.py    which ones a training step sees
+space.py          what may be chosen                     training.py    training of a supernet
+code.py           one as the published code writes it    latency.py     milliseconds, predicted
+catalogue.py      published spaces and networks          evolution.py   evolutionary search
+counting.py       what they cost                         search.py      the best one below a limit
+layers.py         layers that run slices                 deploy.py      statistics and weights of its own
+network.py        supernet and stand-alone network       published.py   registered names, published weights
 
 Architectures, spaces and their cost need no torch.
 """
@@ -22,24 +28,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from saccade.backbones.elasticvit.architecture import (
+from saccade.backbones.elasticvit.architecture import Architecture, AttentionStage, ConvStage, Stem
+from saccade.backbones.elasticvit.catalogue import (
     MIN_ARCHITECTURES,
     PUBLISHED,
     PUBLISHED_ARCHITECTURES,
     SMALL,
     SPACES,
-    Architecture,
-    AttentionStage,
-    Column,
-    ConvStage,
-    Space,
-    StageSpace,
-    Stem,
     as_architecture,
     as_space,
-    largest,
-    smallest,
 )
+from saccade.backbones.elasticvit.code import from_code, to_code
 from saccade.backbones.elasticvit.counting import (
     as_rows,
     check_limit,
@@ -49,6 +48,7 @@ from saccade.backbones.elasticvit.counting import (
     map_sides,
     true_macs,
 )
+from saccade.backbones.elasticvit.space import Column, Space, StageSpace, largest, smallest
 
 if TYPE_CHECKING:
     from saccade.backbones.elasticvit.deploy import extract, recalibrate
@@ -76,11 +76,13 @@ __all__ = [
     "cost_macs",
     "cost_range",
     "extract",
+    "from_code",
     "ladder",
     "largest",
     "map_sides",
     "recalibrate",
     "smallest",
+    "to_code",
     "true_macs",
 ]
 

@@ -19,15 +19,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.backbones.elasticvit.architecture import (
-    PUBLISHED,
-    PUBLISHED_ARCHITECTURES,
-    Architecture,
-    Space,
-    StageSpace,
-    largest,
-    smallest,
-)
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import PUBLISHED, PUBLISHED_ARCHITECTURES
+from saccade.backbones.elasticvit.space import Space, StageSpace, largest, smallest
 from saccade.errors import UsageError
 
 __all__ = ["as_rows", "check_limit", "cost_macs", "cost_range", "ladder", "map_sides", "true_macs"]

@@ -8,7 +8,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from saccade.backbones.elasticvit.architecture import PUBLISHED, PUBLISHED_ARCHITECTURES, SPACES, Architecture
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import PUBLISHED, PUBLISHED_ARCHITECTURES, SPACES
 from saccade.backbones.elasticvit.counting import map_sides
 from saccade.backbones.elasticvit.layers import (
     Attention,
@@ -94,14 +95,14 @@ def _published(found: Architecture) -> str | None:
 def active_state(model: ElasticViT) -> dict[str, Tensor]:
     """Tensors that the architecture reads, by the names that they have in `SubNetwork` (and some that it has not)."""
     state: dict[str, Tensor] = {}
-    reach = {}
+    attentions: dict[str, Attention] = {}
     for name, module in model.named_modules():
         if isinstance(module, ElasticConv | ElasticBatchNorm | ElasticLinear | JointNorm):
             state.update({f"{name}.{key}": value for key, value in module.extracted().state_dict().items()})
         elif isinstance(module, Attention):
-            reach[name] = module
+            attentions[name] = module
     sides = map_sides(model.architecture, model.space)[1:]
-    for name, attention in reach.items():
+    for name, attention in attentions.items():
         state[f"{name}.bias_table"] = attention.active_table(sides[int(name.split(".")[1])])
     head = model.get_classifier().state_dict()
     return {**state, **{f"{model.classifier}.{key}": value for key, value in head.items()}}

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saccade.backbones.elasticvit.architecture import Architecture, Space
+from saccade.backbones.elasticvit.architecture import Architecture
 from saccade.backbones.elasticvit.counting import Rows, as_rows
 from saccade.backbones.elasticvit.sampling import Chance, Costs, scattered_rows, uniform_rows, within
+from saccade.backbones.elasticvit.space import Space
 from saccade.errors import UsageError
 from saccade.progress import bar
 

@@ -12,7 +12,6 @@ networks measured is held out to say how far predictions are off.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,16 +21,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saccade.backbones.elasticvit.architecture import Architecture, Space, as_space, largest, smallest
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import as_space
 from saccade.backbones.elasticvit.counting import Rows, as_rows
 from saccade.backbones.elasticvit.network import SubNetwork
 from saccade.backbones.elasticvit.sampling import Costs, scattered_rows, uniform_rows
+from saccade.backbones.elasticvit.space import Space, largest, smallest
 from saccade.cost import cost
 from saccade.errors import UsageError
 from saccade.progress import track
+from saccade.quality.reiqa.protocol import srcc
 from saccade.runtime.accelerate import accelerate
 
-__all__ = ["Errors", "Predictor", "Setting", "features", "fit", "measure", "predictor_rows"]
+__all__ = ["Errors", "Platform", "Predictor", "features", "fit", "measure", "predictor_rows"]
 
 FEATURES = (
     "a network", "convolution blocks", "attention layers", "pixels", "dense products", "depth-wise products",
@@ -45,7 +47,7 @@ FAR = 0.1  # relative error from which on a single time counts less
 
 
 @dataclass(frozen=True)
-class Setting:
+class Platform:
     """What a time depends on beside the network.
 
     Args:
@@ -63,30 +65,30 @@ class Setting:
     seconds: float = 0.6
 
 
-def measure(found: Architecture, space: Space, setting: Setting) -> float:
+def measure(found: Architecture, space: Space, platform: Platform) -> float:
     """Milliseconds of one picture at the network's own resolution, fresh weights, made fast by `saccade.accelerate`.
 
     Args:
         found: which network.
         space: that it lies in.
-        setting: threads, backend and device.
+        platform: threads, backend and device.
     """
-    model = SubNetwork(found.to_dict(), space.to_dict(), num_classes=setting.classes).eval().to(setting.device)
-    return milliseconds(model, found.resolution, setting)
+    model = SubNetwork(found.to_dict(), space.to_dict(), num_classes=platform.classes).eval().to(platform.device)
+    return milliseconds(model, found.resolution, platform)
 
 
-def milliseconds(model: torch.nn.Module, side: int, setting: Setting) -> float:
+def milliseconds(model: torch.nn.Module, side: int, platform: Platform) -> float:
     """Milliseconds of one picture of ``side`` pixels through any network in evaluation mode, as `measure`.
 
     The least of several medians of five runs: what the network takes while nothing else wants the processor. Other
     work only ever adds, and would be taken for the network's own.
     """
-    x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(setting.device)
-    fast = accelerate(model, x.shape, backend=setting.backend, threads=setting.threads)
+    x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(platform.device)
+    fast = accelerate(model, x.shape, backend=platform.backend, threads=platform.threads)
     medians = list[float]()
     began = time.monotonic()
-    while len(medians) < 3 or time.monotonic() - began < setting.seconds:
-        took = cost(fast, x, repeats=5, threads=setting.threads).latency_s
+    while len(medians) < 3 or time.monotonic() - began < platform.seconds:
+        took = cost(fast, x, repeats=5, threads=platform.threads).latency_s
         assert took is not None  # a real input is timed
         medians.append(took)
     return 1e3 * min(medians)
@@ -110,6 +112,9 @@ def predictor_rows(space: Space, count: int, seed: int = 0) -> Rows:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a row does
 # ---------------------------------------------------------------------------------------------------------------------
+Each = NDArray[np.int64] | int  # a number for every row, or one for all
+
+
 def features(rows: Rows, space: Space, classes: int = 1000) -> Costs:
     """What the layers of each row do, (n, `FEATURES`): counts, in millions but for the first four.
 
@@ -147,16 +152,17 @@ def features(rows: Rows, space: Space, classes: int = 1000) -> Costs:
 
 def _blocks(
     sums: dict[str, NDArray[Any]],
-    count: Any,
-    inputs: Any,
-    inner: Any,
-    width: Any,
-    kernel: Any,
-    side: Any,
-    out: Any,
+    count: Each,
+    inputs: Each,
+    inner: Each,
+    width: Each,
+    kernel: Each,
+    side: Each,
+    out: Each,
     *,
     expands: bool = True,
 ) -> None:
+    """Add ``count`` inverted bottlenecks with depthwise kernels of ``kernel``, from sides ``side`` to ``out``."""
     shortcut = np.where(inputs != width, out**2 * inputs * width, 0)
     sums["convolution blocks"] += count
     sums["dense products"] += count * (side**2 * inputs * inner * expands + out**2 * inner * width + shortcut)
@@ -166,8 +172,9 @@ def _blocks(
 
 
 def _attention(
-    sums: dict[str, NDArray[Any]], depth: Any, width: Any, ratio: Any, v_scale: Any, tokens: Any, head_dim: int
+    sums: dict[str, NDArray[Any]], depth: Each, width: Each, ratio: Each, v_scale: Each, tokens: Each, head_dim: int
 ) -> None:
+    """Add ``depth`` pairs of attention and feed-forward."""
     heads, values = width // head_dim, width * v_scale
     weights = width * (2 * width + values) + values * width + 2 * ratio * width**2
     sums["attention layers"] += depth
@@ -207,7 +214,7 @@ class Predictor:
 
     Attributes:
         space: of the networks.
-        setting: what was measured.
+        platform: what was measured.
         rates: milliseconds for one of each of `FEATURES`.
         errors: on the networks held out.
         samples: rows and milliseconds of the networks measured; the space's smallest and largest come first.
@@ -215,7 +222,7 @@ class Predictor:
     """
 
     space: Space
-    setting: Setting
+    platform: Platform
     rates: tuple[float, ...]
     errors: Errors
     samples: Samples
@@ -228,7 +235,7 @@ class Predictor:
 
     def __call__(self, rows: Rows) -> Costs:
         """Predicted milliseconds of rows (n, columns)."""
-        predicted: Costs = features(rows, self.space, self.setting.classes) @ np.array(self.rates)
+        predicted: Costs = features(rows, self.space, self.platform.classes) @ np.array(self.rates)
         return predicted
 
     def learnt(self, row: Sequence[int], took: float) -> Predictor:
@@ -240,7 +247,7 @@ class Predictor:
         samples = [*self.samples, *searched * 5]
         rows = np.array([sample for sample, _ in samples], dtype=np.int64)
         times = np.array([time_of for _, time_of in samples])
-        rates = _rates(features(rows, self.space, self.setting.classes), times, len(self.samples))
+        rates = _rates(features(rows, self.space, self.platform.classes), times, len(self.samples))
         return replace(self, rates=tuple(rates.tolist()), searched=searched)
 
     def to_json(self) -> str:
@@ -263,19 +270,19 @@ class Predictor:
             )
             if len(rates) != len(FEATURES) or len(samples) < 2:
                 raise ValueError(f"{len(rates)} rates instead of {len(FEATURES)}, {len(samples)} samples")
-            setting, errors = Setting(**told["setting"]), Errors(**told["errors"])
-            return cls(as_space(told["space"]), setting, rates, errors, samples, searched)
+            platform, errors = Platform(**told["platform"]), Errors(**told["errors"])
+            return cls(as_space(told["space"]), platform, rates, errors, samples, searched)
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"this describes no latency predictor: {error}") from error
 
 
 def fit(
     space: Space,
-    setting: Setting,
+    platform: Platform,
     *,
     count: int = 32,
     seed: int = 0,
-    measured: Callable[[Architecture, Space, Setting], float] = measure,
+    measured: Callable[[Architecture, Space, Platform], float] = measure,
 ) -> Predictor:
     """Measure networks and fit a predictor to them.
 
@@ -283,7 +290,7 @@ def fit(
 
     Args:
         space: what there is to choose.
-        setting: threads, backend and device.
+        platform: threads, backend and device.
         count: networks to measure, at least 8; each takes seconds, most of them to build its graph.
         seed: which ones.
         measured: gives the milliseconds of a network.
@@ -295,16 +302,16 @@ def fit(
         raise UsageError(f"a latency predictor is fitted to at least 8 networks, not {count}")
     rows = predictor_rows(space, count, seed)
     times = np.array(
-        [measured(space.architecture(row), space, setting) for row in track(rows.tolist(), "measuring networks")]
+        [measured(space.architecture(row), space, platform) for row in track(rows.tolist(), "measuring networks")]
     )
-    described = features(rows, space, setting.classes)
+    described = features(rows, space, platform.classes)
     held = np.arange(len(rows)) % 4 == 2
     guessed = described[held] @ _rates(described[~held], times[~held])
     off = 100 * np.abs(guessed / times[held] - 1)
-    errors = Errors(int(held.sum()), float(off.mean()), float(off.max()), _rank_correlation(guessed, times[held]))
+    errors = Errors(int(held.sum()), float(off.mean()), float(off.max()), srcc(guessed, times[held]))
     rates = tuple(_rates(described, times).tolist())
     samples = tuple((tuple(row), took) for row, took in zip(rows.tolist(), times.tolist(), strict=True))
-    return Predictor(space, setting, rates, errors, samples)
+    return Predictor(space, platform, rates, errors, samples)
 
 
 def _rates(described: Costs, times: Costs, doubted: int | None = None) -> Costs:
@@ -336,7 +343,3 @@ def _non_negative(gram: Costs, right: Costs, start: Costs) -> Costs:
         if np.abs(found - before).max() < 1e-9:
             break
     return found
-
-
-def _rank_correlation(a: Sequence[float] | Costs, b: Sequence[float] | Costs) -> float:
-    return statistics.correlation(*(np.argsort(np.argsort(values)).tolist() for values in (a, b)))

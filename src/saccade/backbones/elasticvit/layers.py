@@ -351,13 +351,12 @@ class _Attending(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        rows, tokens = x.shape[:2]
         dim, heads = self.head_dim, self.heads
         # Every head takes consecutive channels of queries | keys | values as they come out of the product, so heads cut
         # across the three parts: this is how the published weights were trained.
-        parts = self.qkv(self.norm(x)).view(rows, tokens, heads, -1)
+        parts = self.qkv(self.norm(x)).unflatten(2, (heads, -1))
         q, k, v = parts.split((dim, dim, parts.shape[3] - 2 * dim), 3)
-        v = self.value_conv(v.reshape(rows, tokens, -1).mT.unflatten(2, size))  # (B, heads * dv, h, w)
+        v = self.value_conv(v.flatten(2).mT.unflatten(2, size))  # (B, heads * dv, h, w)
         v = v.flatten(2).mT.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, N, dv)
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v, self.bias(*size))
         out: Tensor = x + self.proj(F.hardswish(mixed.transpose(1, 2).flatten(2)))

@@ -10,16 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saccade.backbones.elasticvit.architecture import (
-    Architecture,
-    AttentionStage,
-    ConvStage,
-    Space,
-    StageSpace,
-    as_architecture,
-    as_space,
-    largest,
-)
+from saccade.backbones.elasticvit.architecture import Architecture, AttentionStage, ConvStage
+from saccade.backbones.elasticvit.catalogue import as_architecture, as_space
 from saccade.backbones.elasticvit.counting import cost_macs, ladder, map_sides
 from saccade.backbones.elasticvit.layers import (
     Attention,
@@ -32,6 +24,7 @@ from saccade.backbones.elasticvit.layers import (
     TransformerBlock,
     relative_index,
 )
+from saccade.backbones.elasticvit.space import Space, StageSpace, largest
 from saccade.budget import check_budget
 from saccade.errors import InputError, UsageError
 from saccade.nn.backbone import Backbone

@@ -7,14 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from saccade.backbones.elasticvit.architecture import (
-    PUBLISHED_ARCHITECTURES,
-    SPACES,
-    Space,
-    StageSpace,
-    largest,
-)
+from saccade.backbones.elasticvit.catalogue import PUBLISHED_ARCHITECTURES, SPACES
 from saccade.backbones.elasticvit.network import ElasticViT, SubNetwork
+from saccade.backbones.elasticvit.space import Space, StageSpace, largest
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
 from saccade.nn.backbone import made

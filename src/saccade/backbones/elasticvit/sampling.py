@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.backbones.elasticvit.architecture import MIN_ARCHITECTURES, PUBLISHED, Architecture, Space, smallest
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import MIN_ARCHITECTURES, PUBLISHED
 from saccade.backbones.elasticvit.counting import Rows, cost_macs, cost_range
+from saccade.backbones.elasticvit.space import Space, smallest
 from saccade.errors import UsageError
 from saccade.training.supernet import Draw
 
@@ -257,7 +259,7 @@ class NeighbourSampler:
         seed: of all chance.
 
     Raises:
-        UsageError: banks that are not ascending, or outside what the space's networks cost.
+        UsageError: banks that are not ascending, or outside what the space's networks cost; no least network.
     """
 
     def __init__(
@@ -285,6 +287,8 @@ class NeighbourSampler:
         published: Mapping[float, Architecture] = {float(upper): a for upper, a in MIN_ARCHITECTURES.items()}
         by_default = published if space == PUBLISHED else alone
         self.least = dict(sorted((by_default if least is None else least).items()))
+        if not self.least:
+            raise UsageError("neighbour sampling needs a least network; none was given")
         self.memories = [Memory(sizes[bank >= large]) for bank in self.banks] if memory else None
         self.bank = 0
         self._waiting: list[list[list[int]]] = [[] for _ in self.banks]

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from saccade.backbones.elasticvit.architecture import Architecture, Space, smallest
+from saccade.backbones.elasticvit.architecture import Architecture
 from saccade.backbones.elasticvit.counting import Rows, as_rows, check_limit, cost_macs
 from saccade.backbones.elasticvit.deploy import recalibrate
-from saccade.backbones.elasticvit.evolution import Outcome, Settings, evolve
+from saccade.backbones.elasticvit.evolution import Candidate, Outcome, Settings, evolve
 from saccade.backbones.elasticvit.latency import Predictor, measure
 from saccade.backbones.elasticvit.network import ElasticViT
 from saccade.backbones.elasticvit.sampling import Costs, deep_rather_than_wide
+from saccade.backbones.elasticvit.space import Space, smallest
 from saccade.errors import InputError, UsageError
 from saccade.training.classification import top1
 
@@ -108,6 +109,21 @@ def below_macs(
     return evolve(space, fitness, cost, ((1 - SLACK) * limit, limit), settings, start=start)
 
 
+def _fittest_within(
+    aim: float, predictor: Predictor, fitness: Fitness, settings: Settings | None, start: Sequence[Architecture]
+) -> Outcome:
+    """The fittest network that is predicted to take at most ``aim`` ms; the smallest where hardly any is.
+
+    Limits near the time of the smallest network are met by it as measured, even where its prediction lies above.
+    """
+    try:
+        return evolve(predictor.space, fitness, predictor, ((1 - SLACK) * aim, aim), settings, start=start)
+    except UsageError:
+        found = smallest(predictor.space)
+        alone = Candidate(found, float(predictor(as_rows(found))[0]), float(fitness(found)))
+        return Outcome(alone, (alone.fitness,), 1)
+
+
 @dataclass(frozen=True)
 class Timed:
     """What a search below a latency came to.
@@ -153,12 +169,12 @@ def below_latency(
     if not low <= limit <= high:
         raise UsageError(
             f"no network of this space takes {limit:g} ms here: the smallest takes {low:.3g} ms, the largest "
-            f"{high:.3g} ms ({predictor.setting.threads} threads, {predictor.setting.device})"
+            f"{high:.3g} ms ({predictor.platform.threads} threads, {predictor.platform.device})"
         )
-    timed = measured or (lambda found: measure(found, predictor.space, predictor.setting))
+    timed = measured or (lambda found: measure(found, predictor.space, predictor.platform))
     aim, took, made = limit, limit, 0
     while made == 0 or (took > limit and made < ROUNDS):
-        outcome = evolve(predictor.space, fitness, predictor, ((1 - SLACK) * aim, aim), settings, start=start)
+        outcome = _fittest_within(aim, predictor, fitness, settings, start)
         row = outcome.best.architecture.row
         took, made = timed(outcome.best.architecture), made + 1
         predictor = predictor.learnt(row, took)

@@ -5,8 +5,9 @@ The course of a run, its checkpoint and its pictures are those of `saccade.train
 AdamW at 5e-4 for 512 pictures, decay 0.05 but for the first convolution and the inverted bottlenecks, average 0.99985.
 
 Beside the published recipe: gradients are clipped by their norm (there adaptively, by that of the weights), the score
-that a bank remembers is the negative loss of the step (there of one more pass on pictures that are not mixed), and
-without ``teachers`` networks learn from the labels.
+that a bank remembers is the negative loss of the step (there of one more pass on pictures that are not mixed), all that
+is remembered is scored anew each ``refresh`` steps alone (there four times an epoch), and without ``teachers`` networks
+learn from the labels.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade import checkpoint
-from saccade.backbones.elasticvit.architecture import PUBLISHED, Architecture, Space, as_space
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import PUBLISHED, as_space
 from saccade.backbones.elasticvit.counting import cost_macs, cost_range, ladder
 from saccade.backbones.elasticvit.layers import ElasticConvNorm, MobileBlock
 from saccade.backbones.elasticvit.network import ElasticViT
 from saccade.backbones.elasticvit.sampling import BANKS, SPREAD, NeighbourSampler, UniformSampler
 from saccade.backbones.elasticvit.search import Accuracy
+from saccade.backbones.elasticvit.space import Space
 from saccade.errors import UsageError
 from saccade.training import classification, trainer
 from saccade.training.distillation import mean_probabilities
@@ -85,6 +89,8 @@ class Options(classification.Options):
         drawn: networks a step, beside the least of their group.
         teachers: files of classifiers of the same classes, whose probabilities take the place of the labels.
         temperature: divides the teachers' logits.
+        refresh: steps after which all that the banks remember is scored anew, on the step's pictures: a pass of each
+            network, hundreds of them. 0: never.
     """
 
     FIGURE: ClassVar[str] = "mean_top1_percent"
@@ -94,6 +100,7 @@ class Options(classification.Options):
     drawn: int = 3
     teachers: tuple[str, ...] = ()
     temperature: float = 0.2
+    refresh: int = 0
     rate: float = 5e-4
     clip: float = 1.0
     smoothing: float = 0.1
@@ -112,6 +119,8 @@ class Options(classification.Options):
             raise UsageError(f"{self.model} is no supernet; elasticvit is")
         if self.drawn < 1 or self.temperature <= 0:
             raise UsageError(f"--drawn is at least 1 and --temperature positive, not {self.drawn}, {self.temperature}")
+        if self.refresh < 0:
+            raise UsageError(f"--refresh is a number of steps, or 0 for never, not {self.refresh}")
         if (self.devices, self.nodes) != ("1", 1) or self.precision == "16-mixed" or self.compile:
             raise UsageError("a supernet is trained on one device, uncompiled, in 32-true or bf16-mixed")
 
@@ -138,10 +147,13 @@ class Options(classification.Options):
             sampler.load_state_dict(told["sampler"])
 
         def loss(pictures: Tensor, wanted: Tensor) -> Tensor:
+            teacher = mean_probabilities(taught, pictures, self.temperature) if taught else None
             if isinstance(sampler, NeighbourSampler):
                 sampler.probability = EXPLOITED + MORE * (PARTS * self._done // self.steps)
+                if self.refresh and self._done and self._done % self.refresh == 0:
+                    aims = wanted if teacher is None else teacher
+                    sampler.refresh(lambda found: _score(model, found, pictures, aims))
             self._done += 1
-            teacher = mean_probabilities(taught, pictures, self.temperature) if taught else None
             waiting = list[Tensor]()
 
             def backward(one: Tensor) -> None:
@@ -184,6 +196,13 @@ class Options(classification.Options):
             return sum(map(accuracy, nets)) / len(nets)
 
         return mean
+
+
+@torch.no_grad()
+def _score(model: Any, found: Architecture, pictures: Tensor, wanted: Tensor) -> float:
+    """The negative loss of one network, its norms on the statistics of these pictures."""
+    model.architecture = found
+    return -float(F.cross_entropy(model(pictures), wanted))
 
 
 def _without(parameters: Sequence[nn.Parameter], kept: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -106,13 +106,15 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
         (B, C, H, W). A constant target gives a constant: its scatter matrix is 0, which the unit matrix regularises.
 
     Raises:
-        InputError: other batches or channels.
+        InputError: other batches or channels, or a single pixel, whose deviation is not defined.
     """
     if source.ndim != 4 or target.ndim != 4 or source.shape[:2] != target.shape[:2]:
         raise InputError(
             f"source and target are pictures of one batch and as many channels, not {tuple(source.shape)} and "
             f"{tuple(target.shape)}"
         )
+    if min(x.shape[2] * x.shape[3] for x in (source, target)) < 2:
+        raise InputError("the deviation of a single pixel is not defined")
     return coloured(whitened(source), target)
 
 

@@ -20,6 +20,17 @@ NARROW = 0.2  # pixels; a narrower Gaussian changes less than one part in 10^5
 REACH = 3.0  # deviations at which a Gaussian is cut off
 
 
+def checked_sigma(sigma: float) -> float:
+    """A deviation in pixels.
+
+    Raises:
+        UsageError: a negative one, or one that is not finite.
+    """
+    if not (sigma >= 0 and math.isfinite(sigma)):
+        raise UsageError(f"the deviation of a Gaussian is 0 or more pixels, not {sigma}")
+    return sigma
+
+
 def gaussian_blur(x: Tensor, sigma: float, *, reach: float = REACH) -> Tensor:
     """Convolve with a Gaussian; the border is repeated outwards.
 
@@ -31,9 +42,7 @@ def gaussian_blur(x: Tensor, sigma: float, *, reach: float = REACH) -> Tensor:
     Raises:
         UsageError: a sigma that is negative or not finite.
     """
-    if not (sigma >= 0 and math.isfinite(sigma)):
-        raise UsageError(f"the deviation of a Gaussian is 0 or more pixels, not {sigma}")
-    if sigma < NARROW:
+    if checked_sigma(sigma) < NARROW:
         return x
     radius = math.ceil(reach * sigma)
     kernel = torch.tensor(gaussian(2 * radius + 1, sigma), dtype=x.dtype, device=x.device)
@@ -48,11 +57,14 @@ class UniformBlur(nn.Module):
 
     Args:
         sigma: deviation in pixels.
+
+    Raises:
+        UsageError: a sigma that is negative or not finite.
     """
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        self.sigma = sigma
+        self.sigma = checked_sigma(sigma)
 
     def forward(self, picture: Tensor) -> Tensor:
         return gaussian_blur(picture, self.sigma)

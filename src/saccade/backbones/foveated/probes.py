@@ -30,12 +30,12 @@ RAMP = 0.25  # of a window's radius, over which it fades
 
 def _middle(part: float, height: int, width: int) -> tuple[slice, slice]:
     """Rows and columns of the square in the middle that takes this part of the area, rounded outwards."""
-    half = [min(math.ceil(math.sqrt(part) * side / 2 - 1e-9), side // 2 + side % 2) for side in (height, width)]
-    rows, columns = (
-        slice(side // 2 - h if h <= side // 2 else 0, min(side // 2 + h, side))
-        for h, side in zip(half, (height, width), strict=True)
-    )
-    return rows, columns
+
+    def span(side: int) -> slice:
+        middle, half = side // 2, math.ceil(math.sqrt(part) * side / 2 - 1e-9)
+        return slice(max(0, middle - half), min(middle + half, side))
+
+    return span(height), span(width)
 
 
 def occlude(pictures: Tensor, kind: str, level: int) -> Tensor:
@@ -80,8 +80,12 @@ def low_pass(pictures: Tensor, sigma: float, *, grey: bool = False) -> Tensor:
     """What a Gaussian of ``sigma`` pixels leaves.
 
     Args:
+        pictures: (B, C, H, W) in [0, 1].
         sigma: 0 for the picture itself; the published ones, at 256 px, are `LOW`.
-        grey: as luma.
+        grey: as luma; pictures of three channels then.
+
+    Raises:
+        UsageError: a sigma that is negative or not finite.
     """
     out = gaussian_blur(pictures, sigma, reach=REACH).clamp(0, 1)
     return _grey(out) if grey else out
@@ -91,12 +95,14 @@ def high_pass(pictures: Tensor, sigma: float, mean: Tensor, *, grey: bool = Fals
     """What a Gaussian takes away, around the mean colour of the validation pictures.
 
     Args:
+        pictures: (B, C, H, W) in [0, 1].
         sigma: deviation in pixels, infinite for the picture itself; the published ones, at 256 px, are `HIGH`.
         mean: (C,) in [0, 1].
-        grey: as luma.
+        grey: as luma; pictures of three channels then.
 
     Raises:
         InputError: a mean of other channels.
+        UsageError: a negative sigma.
     """
     if mean.shape != (pictures.shape[1],):
         raise InputError(f"the mean colour has {pictures.shape[1]} values, not {tuple(mean.shape)}")
@@ -116,7 +122,8 @@ def cue_conflict(centre: Tensor, surround: Tensor, part: float, *, kind: str = "
         kind: ``"window"`` is round and fades, weighed by one half at its edge; ``"square"`` is sharp.
 
     Raises:
-        InputError: pictures of other shapes. UsageError: an unknown kind, a part outside [0, 1].
+        InputError: pictures of other shapes.
+        UsageError: an unknown kind, a part outside [0, 1].
     """
     if centre.shape != surround.shape or centre.ndim != 4:
         raise InputError(f"two batches of one shape are mixed, not {tuple(centre.shape)} and {tuple(surround.shape)}")

@@ -30,6 +30,7 @@ from saccade.ops.segment_stats import segment_stats
 
 __all__ = ["FoveatedTexture", "drawn", "fitting_block", "painted", "painted_in_turn"]
 
+TOGETHER = 1 << 17  # pixels up to which picture and noise are encoded as one batch; beyond, that takes memory only
 FINE = 1e-14  # in the place of AdaIN's epsilon for lapped features, whose highest bands vary by less than that
 
 
@@ -191,6 +192,8 @@ class FoveatedTexture(nn.Module):
         if generator is not None:
             white = whitened(drawn(tuple(picture.shape), generator, pink=self.pink).to(picture))
         noise = coloured(white.to(picture.dtype), picture)
+        if self.size[0] * self.size[1] > TOGETHER:
+            return painted(self.encoder(picture), self.encoder(noise), self.regions, self.epsilon)
         content, other = self.encoder(torch.cat([picture, noise])).chunk(2)
         return painted(content, other, self.regions, self.epsilon)
 

@@ -1,12 +1,13 @@
 """A branch: a plain vision transformer whose blocks run a range at a time, and whose class token is kept aside.
 
 Its blocks are those of DeiT and AugReg, or those of InternViT-6B: RMS norms, also of queries and keys over all heads,
-no bias before these, GELU in its tanh form, as the published 6-billion pyramids ran them.
+and no bias before these.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +46,12 @@ class Block(nn.Module):
         kind: ``"vit"``, or ``"intern"``: see the module's text.
         window: side of windows that attend each on its own, in cells; 0 for none. What is no multiple of it is filled
             up with zeros behind the norm, and these take part (as published).
+        gelu: ``"exact"``, or ``"tanh"`` for the approximation that fused feed-forwards make.
 
     Shape: (B, N, C) -> (B, N, C); with windows N is height * width of ``grid``.
+
+    Raises:
+        UsageError: no such kind or GELU.
     """
 
     def __init__(
@@ -58,8 +63,13 @@ class Block(nn.Module):
         scaled: bool,
         kind: str = "vit",
         window: int = 0,
+        gelu: str = "exact",
     ) -> None:
         super().__init__()
+        if kind not in ("vit", "intern"):
+            raise UsageError(f"blocks are of the kind 'vit' or 'intern', not {kind!r}")
+        if gelu not in ("exact", "tanh"):
+            raise UsageError(f"gelu is 'exact' or 'tanh', not {gelu!r}")
         self.heads, self.window = heads, window
         intern = kind == "intern"
         hidden = int(width * mlp_ratio)
@@ -69,7 +79,7 @@ class Block(nn.Module):
         self.q_norm = nn.RMSNorm(width, EPS) if intern else nn.Identity()
         self.k_norm = nn.RMSNorm(width, EPS) if intern else nn.Identity()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.approximate = "tanh" if intern else "none"
+        self.approximate = "tanh" if gelu == "tanh" else "none"
         start = 0.1 if intern else 1.0
         self.gamma_1 = nn.Parameter(torch.full((width,), start)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.full((width,), start)) if scaled else None
@@ -133,10 +143,12 @@ class Branch(nn.Module):
         scaled: blocks with LayerScale.
         with_cls: whether there is a class token; with windows there cannot be one.
         drop_path_rate: of the last block; rises linearly from 0 at the first.
-        kind, window: of the blocks (`Block`).
+        table: side of the position table in cells; 0 for that of the pictures. It is resized to them as they come.
+        windows: of the blocks, repeated over them: ``(24, 24, 0)`` lets every third block attend over the whole map.
+        kind, gelu: of the blocks (`Block`).
 
     Raises:
-        UsageError: no such kind, or windows with a class token.
+        UsageError: no such kind or GELU, a window with a class token, a negative one.
     """
 
     def __init__(
@@ -152,20 +164,25 @@ class Branch(nn.Module):
         scaled: bool,
         with_cls: bool,
         drop_path_rate: float,
+        table: int = 0,
+        windows: Sequence[int] = (0,),
         kind: str = "vit",
-        window: int = 0,
+        gelu: str = "exact",
     ) -> None:
         super().__init__()
-        if kind not in ("vit", "intern"):
-            raise UsageError(f"blocks are of the kind 'vit' or 'intern', not {kind!r}")
-        if window < 0 or (window and with_cls):
-            raise UsageError(f"windows have at least one cell and no class token: window={window}, with_cls={with_cls}")
+        if not windows or min(windows) < 0 or (any(windows) and with_cls):
+            raise UsageError(
+                f"windows have at least one cell and no class token: window={tuple(windows)}, with_cls={with_cls}"
+            )
         self.patch = patch
         self.patch_embed = nn.Conv2d(in_chans, width, patch, patch)
-        self.pos_embed = nn.Parameter(torch.zeros(1, (side // patch) ** 2, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (table or side // patch) ** 2, width))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if with_cls else None
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, scaled, kind, window) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, rate, scaled, kind, windows[i % len(windows)], gelu)
+            for i, rate in enumerate(rates)
+        )
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)

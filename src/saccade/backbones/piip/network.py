@@ -25,7 +25,7 @@ from saccade.nn.backbone import Backbone
 __all__ = ["PIIP", "SeparateHeads"]
 
 EPS = 1e-6
-Tokens = list[tuple[Tensor, Tensor | None]]
+Ranges = tuple[tuple[tuple[int, int], ...], ...]
 
 
 class TokenNorm(nn.LayerNorm):
@@ -39,6 +39,9 @@ class MergeStep(nn.Module):
     """A branch's map brought to the merged map's channels: group norm, linear, group norm; for the first, one norm.
 
     Shape: (B, inputs, H, W) -> (B, outputs, H, W).
+
+    Raises:
+        UsageError: channels that do not divide by 32.
     """
 
     def __init__(self, inputs: int, outputs: int, first: bool) -> None:
@@ -55,7 +58,13 @@ class MergeStep(nn.Module):
 
 
 class DenseMergeStep(nn.Module):
-    """`MergeStep` of the published detectors: twice a 3x3 convolution, group norm and ReLU."""
+    """`MergeStep` of the published detectors: twice a 3x3 convolution, group norm and ReLU.
+
+    Shape: (B, inputs, H, W) -> (B, outputs, H, W).
+
+    Raises:
+        UsageError: outputs that do not divide by 32.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -67,6 +76,11 @@ class DenseMergeStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+def merge_step(widths: Sequence[int], i: int, *, dense: bool) -> nn.Module:
+    """What brings the map of branch ``i`` to the channels of the first."""
+    return DenseMergeStep(widths[i], widths[0]) if dense else MergeStep(widths[i], widths[0], i == 0)
 
 
 class FeaturePyramid(nn.Module):
@@ -126,8 +140,11 @@ class PIIP(Backbone):
         patch: side of a patch.
         mlp_ratio: of the blocks.
         kinds: of the blocks of each branch, ``"vit"`` or ``"intern"`` (`branch.Block`); one for all, or one a branch.
+        gelu: ``"exact"``, or ``"tanh"``: the approximation that the published pyramids with fused feed-forwards ran.
+        tables: side in cells of the position tables, one for all or one a branch; 0 for that of the branch's pictures.
+            The published detectors keep those of the vision transformers that they come from, and resize them.
         window: side in cells of the windows that attend on their own; 0 for none. The published detectors have
-            14, those with the large network 28.
+            14, those with the large network 28; or a pattern that repeats over the blocks, ``(24, 24, 0)`` for DINO.
         merge: one map of all branches at the finest grid, and one head on it; else a head for each branch.
             ``"dense"`` merges by 3x3 convolutions, as the published detectors do.
         pyramid: give four maps of the merged one, at a quarter, half, once and twice ``patch`` pixels a cell
@@ -141,8 +158,9 @@ class PIIP(Backbone):
         interaction_drop_path_rate: of the exchanges.
         options: ``num_classes``, ``in_chans``, ``drop_rate``, ``global_pool`` (`Backbone`).
 
-    Shape: (B, 3, max(sides), max(sides)) -> (B, num_classes). One map, at ``patch`` pixels a cell: the merged one, or
-    that of all branches side by side, resized to the finest grid. `branch_maps` gives each.
+    Shape: (B, 3, S, S) -> (B, num_classes), where S is the largest side, as built or as in use. One map, at ``patch``
+    pixels a cell: the merged one, or that of all branches side by side, resized to the finest grid. `branch_maps`
+    gives each.
 
     The dial: `use` runs the same weights at other sides, with fewer branches or no exchanges; ``budget`` shrinks all
     sides so that about that share of the tokens is left.
@@ -162,7 +180,9 @@ class PIIP(Backbone):
         patch: int = 16,
         mlp_ratio: float = 4.0,
         kinds: Sequence[str] | str = "vit",
-        window: int = 0,
+        gelu: str = "exact",
+        tables: Sequence[int] | int = 0,
+        window: Sequence[int] | int = 0,
         merge: bool | str = False,
         pyramid: bool = False,
         with_cls: bool = True,
@@ -179,15 +199,12 @@ class PIIP(Backbone):
         **options: Any,
     ) -> None:
         count = len(widths)
-        scales = [scaled] * count if isinstance(scaled, bool) else list(scaled)
-        drops = [drop_path_rate] * count if isinstance(drop_path_rate, int | float) else list(drop_path_rate)
-        blocks = [kinds] * count if isinstance(kinds, str) else list(kinds)
-        _check(widths, depths, heads, sides, scales, drops, patch)
-        _check_merge(merge, pyramid, blocks, count, patch)
-        if not merge and not with_cls:
-            raise UsageError("separate heads go with class tokens: with_cls=True, or merge=True")
-        if read not in ("first", "mean"):
-            raise UsageError(f"read is 'first' or 'mean', not {read!r}")
+        scales, blocks = _each("scaled", scaled, count), _each("kinds", kinds, count)
+        drops, grids = _each("drop_path_rate", drop_path_rate, count), _each("tables", tables, count)
+        windows = (window,) if isinstance(window, int) else tuple(window)
+        _check_branches(widths, depths, heads, sides, patch)
+        _check_rates(drops, grids)
+        _check_output(merge, pyramid, patch, with_cls, read)
         strides = [patch // 4, patch // 2, patch, 2 * patch] if pyramid else [patch]
         maps = [widths[0] if merge else sum(widths)] * len(strides)
         super().__init__(maps, strides, least=1, **options)
@@ -195,23 +212,12 @@ class PIIP(Backbone):
             info["module"] = "fpn" if pyramid else "interactions"
         self.widths, self.sides, self.patch = tuple(widths), tuple(sides), patch
         self.merge, self.read = bool(merge), read
-        self.ranges = _ranges(depths, ranges)
+        self.ranges = even_ranges(depths, min(depths)) if ranges is None else _checked_ranges(depths, ranges)
+        shared: dict[str, Any] = {"in_chans": self.in_chans, "with_cls": with_cls, "windows": windows, "gelu": gelu}
+        own = zip(widths, depths, heads, sides, scales, drops, grids, blocks, strict=True)
         self.branches = nn.ModuleList(
-            Branch(
-                widths[i],
-                depths[i],
-                heads[i],
-                mlp_ratio,
-                side=sides[i],
-                patch=patch,
-                in_chans=self.in_chans,
-                scaled=scales[i],
-                with_cls=with_cls,
-                drop_path_rate=drops[i],
-                kind=blocks[i],
-                window=window,
-            )
-            for i in range(count)
+            Branch(w, d, h, mlp_ratio, side=s, patch=patch, scaled=c, drop_path_rate=r, table=t, kind=k, **shared)
+            for w, d, h, s, c, r, t, k in own
         )
         told: Exchange = {
             "heads": deform_heads,
@@ -227,10 +233,7 @@ class PIIP(Backbone):
             for _ in self.ranges[0]
         )
         if merge:
-            self.merging = nn.ModuleList(
-                DenseMergeStep(w, widths[0]) if merge == "dense" else MergeStep(w, widths[0], i == 0)
-                for i, w in enumerate(widths)
-            )
+            self.merging = nn.ModuleList(merge_step(widths, i, dense=merge == "dense") for i in range(count))
             self.weights = nn.Parameter(torch.ones(count))
             self.norm = TokenNorm(widths[0], EPS)
         else:
@@ -241,10 +244,10 @@ class PIIP(Backbone):
         self.reset_classifier(self.num_classes)
 
     def check(self, x: Tensor) -> None:
-        """As `Backbone.check`; the size is that of the branch with the finest grid."""
+        """As `Backbone.check`; the size is that of the branch with the finest grid, as built or as in use."""
         super().check(x)
         side = max(self.sides)
-        if not torch.compiler.is_compiling() and tuple(x.shape[2:]) != (side, side):
+        if not torch.compiler.is_compiling() and tuple(x.shape[2:]) not in ((side, side), (max(self._sides),) * 2):
             raise InputError(
                 f"PIIP was built for {side} x {side} px, the side of its finest branch, not "
                 f"{x.shape[3]} x {x.shape[2]}; build it with other sides or resize the picture"
@@ -274,6 +277,7 @@ class PIIP(Backbone):
 
         Args:
             sides: of the pictures of each branch in pixels, multiples of the patch. Position tables are interpolated.
+                Pictures may then come at the largest of these sides as well as at that it was built for.
             branches: numbers from 0; exchanges happen between neighbours that both run.
             exchanges: False leaves them out: the branches side by side.
 
@@ -329,10 +333,7 @@ class PIIP(Backbone):
         self.check(x)
         flat: tuple[Tensor | None, ...] = ()
         for i in self._running:
-            side = self._sides[i]
-            same = side == max(self.sides)
-            seen = x if same else F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-            flat += self.branch(i).embed(seen)
+            flat += self.branch(i).embed(_resized(x, (self._sides[i],) * 2))
         again = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for stage in range(len(self.interactions)):
             flat = (
@@ -400,18 +401,18 @@ def _resized(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
 
 
-def _ranges(
-    depths: Sequence[int], given: Sequence[Sequence[Sequence[int]]] | None
-) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Blocks (first, last) of every branch between exchanges.
+def even_ranges(depths: Sequence[int], count: int) -> Ranges:
+    """The blocks (first, last) of every branch between ``count`` exchanges, as many in each range as can be."""
+    edges = [[depth * i // count for i in range(count + 1)] for depth in depths]
+    return tuple(tuple((e[i], e[i + 1] - 1) for i in range(count)) for e in edges)
+
+
+def _checked_ranges(depths: Sequence[int], given: Sequence[Sequence[Sequence[int]]]) -> Ranges:
+    """Ranges that were given.
 
     Raises:
         UsageError: another number of ranges in some branch, blocks twice or not at all.
     """
-    if given is None:
-        count = min(depths)
-        edges = [[depth * i // count for i in range(count + 1)] for depth in depths]
-        return tuple(tuple((e[i], e[i + 1] - 1) for i in range(count)) for e in edges)
     if len(given) != len(depths) or len({len(ranges) for ranges in given}) != 1 or not given[0]:
         raise UsageError(f"every branch needs as many ranges of blocks: {[len(r) for r in given]}")
     for branch, (depth, ranges) in enumerate(zip(depths, given, strict=True)):
@@ -421,28 +422,41 @@ def _ranges(
     return tuple(tuple((int(r[0]), int(r[1])) for r in ranges) for ranges in given)
 
 
-def _check_merge(merge: bool | str, pyramid: bool, kinds: Sequence[str], count: int, patch: int) -> None:
+def _each(what: str, given: Sequence[Any] | str | float, count: int) -> list[Any]:
+    """A value for every branch, of one for all or of one each.
+
+    Raises:
+        UsageError: another number of them.
+    """
+    made = [given] * count if isinstance(given, str | int | float) else list(given)
+    if len(made) != count:
+        raise UsageError(f"{what} has {len(made)} entries for {count} branches")
+    return made
+
+
+def _check_output(merge: bool | str, pyramid: bool, patch: int, with_cls: bool, read: str) -> None:
     if merge not in (False, True, "dense"):
         raise UsageError(f"merge is False, True or 'dense', not {merge!r}")
     if pyramid and (not merge or patch % 4):
         raise UsageError(f"a pyramid is made of the merged map, of patches that divide by 4: merge={merge}, {patch} px")
-    if len(kinds) != count:
-        raise UsageError(f"kinds has {len(kinds)} entries for {count} branches")
+    if not merge and not with_cls:
+        raise UsageError("separate heads go with class tokens: with_cls=True, or merge=True")
+    if read not in ("first", "mean"):
+        raise UsageError(f"read is 'first' or 'mean', not {read!r}")
 
 
-def _check(
-    widths: Sequence[int],
-    depths: Sequence[int],
-    heads: Sequence[int],
-    sides: Sequence[int],
-    scaled: Sequence[bool],
-    drops: Sequence[float],
-    patch: int,
+def _check_rates(drops: Sequence[float], tables: Sequence[int]) -> None:
+    if not all(0 <= rate < 1 for rate in drops):
+        raise UsageError(f"drop_path_rate lies in [0, 1), not {tuple(drops)}")
+    if any(side < 0 for side in tables):
+        raise UsageError(f"tables are sides in cells, or 0, not {tuple(tables)}")
+
+
+def _check_branches(
+    widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], sides: Sequence[int], patch: int
 ) -> None:
-    lists = {"depths": depths, "heads": heads, "sides": sides, "scaled": scaled, "drop_path_rate": drops}
-    for what, given in lists.items():
-        if len(given) != len(widths):
-            raise UsageError(f"{what} has {len(given)} entries for {len(widths)} branches")
+    for what, given in {"depths": depths, "heads": heads, "sides": sides}.items():
+        _each(what, given, len(widths))
     if not 2 <= len(widths) <= 4:
         raise UsageError(f"a pyramid has 2 to 4 branches, not {len(widths)}")
     if any(a < b for a, b in itertools.pairwise(widths)):
@@ -452,5 +466,3 @@ def _check(
             raise UsageError(f"widths[{i}] is {width}, it must divide by its {count} heads")
     if patch < 1 or any(side < patch or side % patch for side in sides):
         raise UsageError(f"sides are multiples of the patch, {patch} px, not {tuple(sides)}")
-    if not all(0 <= rate < 1 for rate in drops):
-        raise UsageError(f"drop_path_rate lies in [0, 1), not {tuple(drops)}")

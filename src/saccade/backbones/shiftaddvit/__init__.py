@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from saccade.backbones.shiftaddvit.attention import BinaryAttention, HashAttention, KernelHash
 from saccade.backbones.shiftaddvit.layers import (
+    AdditiveShiftLinear,
     MoELinear,
     PackedShift,
     ShiftLinear,
@@ -29,6 +30,7 @@ from saccade.backbones.shiftaddvit.operations import Operations, operations
 
 __all__ = [
     "VARIANTS",
+    "AdditiveShiftLinear",
     "BinaryAttention",
     "HashAttention",
     "KernelHash",

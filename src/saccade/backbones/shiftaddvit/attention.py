@@ -22,6 +22,7 @@ from saccade.errors import InputError, UsageError
 __all__ = ["BinaryAttention", "HashAttention", "KernelHash", "SoftmaxAttention", "binarise"]
 
 Linear = Callable[[int, int], nn.Module]
+SPARSE = 0.02  # attention from which on a pair counts as strong
 EPS = 1e-12  # under a norm, so that a token of zeros stays one; the published code gives NaN there
 
 
@@ -171,10 +172,16 @@ def _fit_bits(kernel: Tensor, target: Tensor, planes: Tensor, steps: int, rate: 
         rest = rest - y @ y.mT
 
 
-def _angular(code_q: Tensor, code_k: Tensor, v: Tensor) -> Tensor:
-    """v / 2 + b_q (b_k^T v) / pi, of length 1 a token and head."""
+def _angular(code_q: Tensor, code_k: Tensor, v: Tensor, more: Tensor | None = None) -> Tensor:
+    """v / 2 + b_q (b_k^T v) / pi, and ``more``, of length 1 a token and head."""
     made = v / 2 + code_q @ (code_k.mT @ v) / math.pi
-    return F.normalize(made, dim=-1, eps=EPS)
+    return F.normalize(made if more is None else made + more, dim=-1, eps=EPS)
+
+
+def _strongest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(A 1[A > 0.02]) v with A the soft-max attention, (B, H, N, d): what codes miss, for training alone."""
+    weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    return (weights * (weights > SPARSE)) @ v
 
 
 class AngularAttention(nn.Module):
@@ -182,11 +189,11 @@ class AngularAttention(nn.Module):
 
     code_bits: int
 
-    def __init__(self, width: int, heads: int, kernel: int, linear: Linear) -> None:
+    def __init__(self, width: int, heads: int, kernel: int, linear: Linear, sparse: bool) -> None:
         super().__init__()
         if width % heads or kernel % 2 == 0:
             raise UsageError(f"{heads} heads must divide {width} channels, and {kernel} taps be an odd number")
-        self.heads = heads
+        self.heads, self.sparse = heads, sparse
         self.dconv = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
         self.proj = linear(width, width)
 
@@ -194,11 +201,18 @@ class AngularAttention(nn.Module):
         """(B, N, C) -> (B, H, N, C / H)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-    def attend(self, code_q: Tensor, code_k: Tensor, v: Tensor) -> Tensor:
-        """(B, N, C) of codes and values a head; tokens are in row-major order, along which ``dconv`` runs."""
-        mixed = _angular(code_q, code_k, v) + self.dconv(v)
+    def attend(self, q: Tensor, k: Tensor, codes: tuple[Tensor, Tensor], v: Tensor) -> Tensor:
+        """(B, N, C) of queries, keys, their codes, and values a head; ``dconv`` runs along the row-major order."""
+        strongest = _strongest(q, k, v) if self.sparse and self.training else None
+        mixed = _angular(*codes, v, strongest) + self.dconv(v)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def _check_order(x: Tensor, size: tuple[int, int]) -> None:
+    """Refuse tokens that cannot lie in the row-major order of a map of this size: a convolution runs along it."""
+    if not torch.compiler.is_compiling() and x.shape[1] != size[0] * size[1]:
+        raise InputError(f"{x.shape[1]} tokens are not those of a map of {size[1]} x {size[0]}, row by row")
 
 
 class BinaryAttention(AngularAttention):
@@ -209,20 +223,33 @@ class BinaryAttention(AngularAttention):
         kernel: r, taps of the convolution along the tokens.
         linear: makes the linear layers.
         compat: as `binarise`.
+        sparse: in training the strongest entries of soft-max attention are added (``sparse_reg``), N^2 of them to find.
 
     Shape: (B, N, C) -> (B, N, C), tokens in row-major order.
+
+    Raises:
+        UsageError: heads that do not divide the channels, an even kernel.
+        InputError: another number of tokens than the map has.
     """
 
     def __init__(
-        self, width: int, heads: int, *, kernel: int = 9, linear: Linear = nn.Linear, compat: str = ""
+        self,
+        width: int,
+        heads: int,
+        *,
+        kernel: int = 9,
+        linear: Linear = nn.Linear,
+        compat: str = "",
+        sparse: bool = False,
     ) -> None:
-        super().__init__(width, heads, kernel, linear)
+        super().__init__(width, heads, kernel, linear, sparse)
         self.qkv, self.compat, self.code_bits = linear(width, 3 * width), compat, width // heads
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        _check_order(x, size)
         q, k, v = (self.split(t) for t in self.qkv(x).chunk(3, 2))
         code_q, code_k = (binarise(F.normalize(t, dim=-1, eps=EPS), self.compat) for t in (q, k))
-        return self.attend(code_q, code_k, v)
+        return self.attend(q, k, (code_q, code_k), v)
 
 
 class HashAttention(AngularAttention):
@@ -233,8 +260,13 @@ class HashAttention(AngularAttention):
         bits, anchors: of the hash.
         kernel: r, taps of the convolution along the tokens.
         linear: makes the linear layers.
+        sparse: as `BinaryAttention`.
 
     Shape: (B, N, C) -> (B, N, C), tokens in row-major order.
+
+    Raises:
+        UsageError: heads that do not divide the channels, an even kernel, no bit or anchor.
+        InputError: another number of tokens than the map has.
     """
 
     def __init__(
@@ -246,14 +278,17 @@ class HashAttention(AngularAttention):
         anchors: int = 25,
         kernel: int = 9,
         linear: Linear = nn.Linear,
+        sparse: bool = False,
     ) -> None:
-        super().__init__(width, heads, kernel, linear)
+        super().__init__(width, heads, kernel, linear, sparse)
         self.to_qk, self.to_v = linear(width, width), linear(width, width)
         self.hash, self.code_bits = KernelHash(heads, width // heads, bits, anchors), bits
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        code = self.hash(F.normalize(self.split(self.to_qk(x)), dim=-1, eps=EPS))
-        return self.attend(code, code, self.split(self.to_v(x)))
+        _check_order(x, size)
+        shared = self.split(self.to_qk(x))
+        code = self.hash(F.normalize(shared, dim=-1, eps=EPS))
+        return self.attend(shared, shared, (code, code), self.split(self.to_v(x)))
 
 
 class SoftmaxAttention(nn.Module):

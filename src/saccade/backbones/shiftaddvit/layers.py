@@ -24,9 +24,10 @@ from saccade.ops.shift_add import (
     power_of_two,
     shift_linear,
 )
-from saccade.ops.shift_add.naive import decomposed, weight_of
+from saccade.ops.shift_add.naive import LOWEST, additive_weight_of, decomposed, nearest_sum, weight_of
 
 __all__ = [
+    "AdditiveShiftLinear",
     "DenseShift",
     "MoELinear",
     "PackedShift",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=nn.Module)
-Kind = Literal["dense", "shift", "moe"]
+Kind = Literal["dense", "shift", "additive", "moe"]
 LATENCIES = (6.0, 4.0)  # of a multiplication and of a shift, up to a factor: the published code's
 
 
@@ -58,6 +59,8 @@ class ShiftLinear(nn.Module):
     Raises:
         UsageError: impossible ``bits``.
     """
+
+    powers = 1  # of each weight
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True, bits: int = 5, rounded: bool = True) -> None:
         super().__init__()
@@ -115,12 +118,76 @@ class ShiftLinearQ(nn.Linear):
         return F.linear(fixed_point(x), power_of_two(self.weight, self.bits), bias)
 
 
-class DenseShift(nn.Module):
-    """A `ShiftLinear` at inference whose weights are floats that happen to be powers of two."""
+class AdditiveShiftLinear(nn.Module):
+    """y = fixed(x) W^T + fixed(bias), W the sum of two signed powers of two (SP2, APoT): `additive_weight_of`.
+
+    Twice the shifts of a `ShiftLinear`, and levels that are spread more evenly: 15 sizes from 1/48 to 1, and 0. There
+    is no scale, as in the published code: dense weights below 1/96 become 0. Written out it has 5 bits a weight. In
+    training shifts and signs that left their range are put back into it.
+
+    Args:
+        inputs, outputs: channels.
+        bias: whether there is one.
+        rounded: x and bias in fixed point, 16 bits on either side of the point.
+
+    Shape: (..., inputs) -> (..., outputs).
+    """
+
+    powers = 2  # of each weight
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, rounded: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rounded = inputs, outputs, rounded
+        for name, low, high in (
+            ("shift_1", LOWEST, 0), ("shift_2", LOWEST, 0), ("sign_1", 0, 1), ("sign_2", 0, 1), ("sign", -1, 1)
+        ):  # fmt: skip
+            self.register_parameter(name, nn.Parameter(torch.empty(outputs, inputs).uniform_(low, high)))
+        bound = inputs**-0.5
+        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
+
+    def _parts(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+        found = [self.get_parameter(name) for name in ("shift_1", "shift_2", "sign_1", "sign_2", "sign")]
+        return (found[0], found[1]), (found[2], found[3]), found[4]
 
     @torch.no_grad()
-    def __init__(self, layer: ShiftLinear) -> None:
+    def take(self, weight: Tensor, bias: Tensor | None) -> AdditiveShiftLinear:
+        """Become the nearest to a dense layer; a weight of 0 stays 0. Returns itself."""
+        (shifts, signs, sign), (own_shifts, own_signs, own_sign) = nearest_sum(weight), self._parts()
+        for own, value in zip((*own_shifts, *own_signs, own_sign), (*shifts, *signs, sign), strict=True):
+            own.copy_(value)
+        if self.bias is not None:
+            self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)
+        return self
+
+    @torch.no_grad()
+    def weight(self) -> Tensor:
+        """W (outputs, inputs)."""
+        return additive_weight_of(*self._parts())
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias: Tensor | None = self.bias
+        if self.rounded:
+            x, bias = fixed_point(x), None if bias is None else fixed_point(bias)
+        shifts, signs, sign = self._parts()
+        if self.training and not torch.compiler.is_compiling():
+            with torch.no_grad():
+                for shift, part in zip(shifts, signs, strict=True):
+                    shift.clamp_(LOWEST, 0)
+                    part.clamp_(0, 1)
+        return F.linear(x, additive_weight_of(shifts, signs, sign), bias)
+
+    def fuse(self) -> nn.Module:
+        """The same with W computed once."""
+        return DenseShift(self)
+
+
+class DenseShift(nn.Module):
+    """A layer of shifts at inference: its weights are floats that happen to be sums of ``powers`` powers of two."""
+
+    @torch.no_grad()
+    def __init__(self, layer: ShiftLinear | AdditiveShiftLinear) -> None:
         super().__init__()
+        self.powers = layer.powers
         self.rounded, self.in_features, self.out_features = layer.rounded, layer.in_features, layer.out_features
         self.weight = nn.Parameter(layer.weight())
         bias = None if layer.bias is None else layer.bias.detach()
@@ -133,6 +200,7 @@ class DenseShift(nn.Module):
 class PackedShift(nn.Module):
     """A `ShiftLinear` at inference whose weights lie in memory as signs and shifts; they are no longer trained."""
 
+    powers = 1  # of each weight
     codes: Tensor
     signs: Tensor
     bias: Tensor | None
@@ -223,9 +291,11 @@ def layer_maker(kind: Kind, **options: Any) -> Any:
         return nn.Linear
     if kind == "shift":
         return lambda inputs, outputs: ShiftLinear(inputs, outputs, bits=options.get("bits", 5))
+    if kind == "additive":
+        return AdditiveShiftLinear
     if kind == "moe":
         return lambda inputs, outputs: MoELinear(inputs, outputs, **options)
-    raise UsageError(f"linear layers are 'dense', 'shift' or 'moe', not {kind!r}")
+    raise UsageError(f"linear layers are 'dense', 'shift', 'additive' or 'moe', not {kind!r}")
 
 
 @torch.no_grad()
@@ -243,7 +313,7 @@ def two_experts(dense: nn.Linear, into: nn.Module) -> nn.Module:
         assert isinstance(second, ShiftLinear)
         two_experts(dense, first)
         second.take(dense.weight, dense.bias)
-    elif isinstance(into, ShiftLinear):
+    elif isinstance(into, ShiftLinear | AdditiveShiftLinear):
         into.take(dense.weight, dense.bias)
     elif isinstance(into, nn.Linear):
         into.weight.copy_(dense.weight)
@@ -260,18 +330,19 @@ def convert_linears(model: M, patterns: str | Iterable[str], to: Kind = "moe", *
     Args:
         model: e.g. timm's ``deit_tiny_patch16_224``.
         patterns: shell patterns of module names, e.g. ``"blocks.*.mlp.fc?"``.
-        to: ``"shift"`` or ``"moe"``.
+        to: ``"shift"``, ``"additive"`` (sums of two powers) or ``"moe"``.
         options: of `ShiftLinear` or `MoELinear`.
 
     Raises:
         UsageError: a pattern that names no linear layer, or a layer that is converted already.
     """
     if to == "dense":
-        raise UsageError("convert to 'shift' or 'moe'; dense layers are dense already")
+        raise UsageError("convert to 'shift', 'additive' or 'moe'; dense layers are dense already")
     make, made = layer_maker(to, **options), copy.deepcopy(model)
     names = dict(made.named_modules())
+    kinds = nn.Linear | ShiftLinear | AdditiveShiftLinear | MoELinear
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = [n for n in fnmatch.filter(names, pattern) if isinstance(names[n], nn.Linear | ShiftLinear | MoELinear)]
+        found = [n for n in fnmatch.filter(names, pattern) if isinstance(names[n], kinds)]
         if not found:
             raise UsageError(f"no linear layer of this network is named {pattern!r}")
         for name in found:

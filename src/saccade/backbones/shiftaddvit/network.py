@@ -19,7 +19,15 @@ from saccade.backbones.shiftaddvit.attention import (
     Linear,
     SoftmaxAttention,
 )
-from saccade.backbones.shiftaddvit.layers import LATENCIES, Kind, MoELinear, ShiftLinear, layer_maker, two_experts
+from saccade.backbones.shiftaddvit.layers import (
+    LATENCIES,
+    AdditiveShiftLinear,
+    Kind,
+    MoELinear,
+    ShiftLinear,
+    layer_maker,
+    two_experts,
+)
 from saccade.budget import check_budget
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, UsageError
@@ -89,11 +97,13 @@ class ShiftAddViT(Backbone):
         widths, depths, heads, mlp_ratios: of the four stages.
         attention: ``"hash"`` or ``"binary"``: additive, but for the last stage, which keeps softmax; ``"softmax"``
             everywhere; ``"reduced"``: PVTv2's own, softmax with keys of a coarser map.
-        attention_linears, mlp: how their linear layers compute: ``"dense"``, ``"shift"``, or ``"moe"``, a choice.
+        attention_linears, mlp: how their linear layers compute: ``"dense"``, ``"shift"``, ``"additive"`` (sums of two
+            powers of two), or ``"moe"``, a choice between multiplying and shifting.
         gate: of the mixtures (`MoELinear`); ``"naive"`` is the published scripts', and never learns.
         bits: of a shift weight.
         hash_bits, anchors: of the hash codes, which are random until `fit_hashes`.
         kernel: taps of the additive attention's convolution along the tokens.
+        sparse: in training the strongest entries of soft-max attention are added to the additive one.
         sr_ratios: strides of the keys' map, for ``"reduced"`` alone.
         latencies: of a multiplying and a shifting layer, up to a factor, for the balance loss.
         compat: ``"official"`` takes binary codes over the whole batch.
@@ -120,6 +130,7 @@ class ShiftAddViT(Backbone):
         hash_bits: int = 16,
         anchors: int = 25,
         kernel: int = 9,
+        sparse: bool = False,
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         latencies: Sequence[float] = LATENCIES,
         compat: str = "",
@@ -145,6 +156,7 @@ class ShiftAddViT(Backbone):
             "hash_bits": hash_bits,
             "anchors": anchors,
             "kernel": kernel,
+            "sparse": sparse,
             "sr_ratios": sr_ratios,
             "latencies": latencies,
             "compat": compat,
@@ -154,12 +166,13 @@ class ShiftAddViT(Backbone):
         experts = {"bits": bits, "gate": gate, "latencies": latencies}
         linears, mlps = layer_maker(attention_linears, **experts), layer_maker(mlp, **experts)
 
+        along: dict[str, Any] = {"kernel": kernel, "sparse": sparse}
+
         def attend(i: int) -> Attention:
             if attention == "binary" and i < 3:
-                return BinaryAttention(widths[i], heads[i], kernel=kernel, linear=linears, compat=compat)
+                return BinaryAttention(widths[i], heads[i], linear=linears, compat=compat, **along)
             if attention == "hash" and i < 3:
-                code = {"bits": hash_bits, "anchors": anchors, "kernel": kernel}
-                return HashAttention(widths[i], heads[i], linear=linears, **code)
+                return HashAttention(widths[i], heads[i], linear=linears, bits=hash_bits, anchors=anchors, **along)
             return SoftmaxAttention(widths[i], heads[i], sr_ratios[i] if attention == "reduced" else 1, linears)
 
         rates = rising(drop_path_rate, depths)
@@ -202,7 +215,7 @@ class ShiftAddViT(Backbone):
 
     def no_weight_decay(self) -> set[str]:
         """Shifts and signs: decay would pull the former to 1 and the latter to nothing."""
-        return {n for n, _ in self.named_parameters() if n.rpartition(".")[2] in ("shift", "sign")}
+        return {n for n, _ in self.named_parameters() if n.rpartition(".")[2].startswith(("shift", "sign"))}
 
 
 def _initialise(module: nn.Module) -> None:
@@ -213,8 +226,8 @@ def _initialise(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, ShiftLinear):
-        dense = torch.empty_like(module.shift)
+    elif isinstance(module, ShiftLinear | AdditiveShiftLinear):
+        dense = torch.empty_like(module.get_parameter("sign"))
         module.take(nn.init.trunc_normal_(dense, std=0.02), None)
     elif isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -276,7 +289,7 @@ def _convert_block(source: Block, into: Block) -> None:
     _carry(theirs.proj, ours, "proj")
     if type(theirs) is type(ours):
         for name, child in theirs.named_children():
-            if isinstance(child, nn.Linear | ShiftLinear | MoELinear):
+            if isinstance(child, nn.Linear | ShiftLinear | AdditiveShiftLinear | MoELinear):
                 _carry(child, ours, name)
             elif getattr(ours, name, None) is not None:
                 getattr(ours, name).load_state_dict(child.state_dict())
@@ -437,6 +450,8 @@ def _stage(found: re.Match[str]) -> int:
 def _linears(state: StateDict, layer: str) -> Kind:
     if f"{layer}.experts.0.weight" in state:
         return "moe"
+    if f"{layer}.shift_1" in state:
+        return "additive"
     return "shift" if f"{layer}.shift" in state else "dense"
 
 

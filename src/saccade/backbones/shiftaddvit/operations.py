@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.shiftaddvit.attention import AngularAttention, SoftmaxAttention
-from saccade.backbones.shiftaddvit.layers import DenseShift, PackedShift, ShiftLinear
+from saccade.backbones.shiftaddvit.layers import AdditiveShiftLinear, DenseShift, PackedShift, ShiftLinear
 from saccade.nn.moe import NoisyGate, NoisyGateV2
 
 __all__ = ["PICOJOULES", "Operations", "operations"]
@@ -54,8 +54,8 @@ def operations(model: nn.Module, x: Tensor) -> Operations:
             dense(given[0].numel() // max(module.in_features, 1) * module.weight.numel())
         elif isinstance(module, nn.Conv2d):
             dense(made.numel() * module.weight[0].numel())
-        elif isinstance(module, ShiftLinear | DenseShift | PackedShift):
-            work = given[0].numel() // module.in_features * module.in_features * made.shape[-1]
+        elif isinstance(module, ShiftLinear | AdditiveShiftLinear | DenseShift | PackedShift):
+            work = given[0].numel() * made.shape[-1] * module.powers
             found.shifts += work
             found.integer_additions += work
         elif isinstance(module, SoftmaxAttention):

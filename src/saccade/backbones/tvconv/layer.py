@@ -15,15 +15,23 @@ __all__ = ["BakedTVConv", "TVConv", "TVConvNorm"]
 
 
 class BakedTVConv(nn.Module):
-    """A TVConv whose kernels are fixed, for inference. Shape: (B, C, H, W) -> (B, C, h, w)."""
+    """A TVConv whose kernels are fixed, for inference.
+
+    Args:
+        weight: (k^2, C, h, w), taps row by row.
+        bias: (1, C, h, w), (1, C, 1, 1) or None.
+        stride: between outputs.
+
+    Shape: (B, C, H, W) -> (B, C, h, w).
+    """
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, stride: int) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)  # (k^2, C, h, w)
-        self.register_buffer("bias", bias)  # (1, C, h, w) or (1, C, 1, 1)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:

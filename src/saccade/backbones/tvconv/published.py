@@ -26,6 +26,8 @@ def load_state(model: nn.Module, state: StateDict, *, resize: bool = False) -> N
     """Copy weights in our key names into a network, which may be built for another size of picture.
 
     Args:
+        model: of this system.
+        state: names as in its own `state_dict`.
         resize: resize affinity maps, the generator's gains and offsets, and baked kernels bilinearly where sizes
             differ. This is no published step, and kernels so made are to be trained further: a warning says so.
 

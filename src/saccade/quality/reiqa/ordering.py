@@ -33,7 +33,8 @@ PULL, MARGIN = 4096.0, 2.0
 PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 #: parts that contents are left out in
 FOLDS = 5
-_STEPS = 60
+#: of Newton's method at the most
+_ITERATIONS = 60
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,23 @@ def order_weights(
     Returns:
         (d,).
     """
-    square, right = z.T @ z + alpha * np.eye(z.shape[1]), z.T @ ratings
-    c = np.linalg.solve(square, right) if start is None else start
+    gram, right = z.T @ z + alpha * np.eye(z.shape[1]), z.T @ ratings
+    c = np.linalg.solve(gram, right) if start is None else start
 
     def loss(at: np.ndarray) -> float:
         pairs = np.logaddexp(0, -(steps @ at) / MARGIN).sum()
-        return float(at @ square @ at / 2 - right @ at + PULL * pairs)
+        return float(at @ gram @ at / 2 - right @ at + PULL * pairs)
 
     now = loss(c)
-    for _ in range(_STEPS):
+    for _ in range(_ITERATIONS):
         missing = 0.5 - 0.5 * np.tanh(steps @ c / (2 * MARGIN))  # 1 for a pair out of order, 0 for a settled one
-        slope = square @ c - right - PULL / MARGIN * (steps.T @ missing)
-        bend = square + PULL / MARGIN**2 * (steps.T @ (steps * (missing * (1 - missing))[:, None]))
-        move, size, before = np.linalg.solve(bend, slope), 1.0, now
-        while (now := loss(c - size * move)) > before - 1e-4 * size * (slope @ move) and size > 1e-9:
-            size /= 2
-        c = c - size * move
+        gradient = gram @ c - right - PULL / MARGIN * (steps.T @ missing)
+        hessian = gram + PULL / MARGIN**2 * (steps.T @ (steps * (missing * (1 - missing))[:, None]))
+        direction, length, before = np.linalg.solve(hessian, gradient), 1.0, now
+        enough = 1e-4 * (gradient @ direction)  # Armijo: a part of the decrease that the gradient promises
+        while (now := loss(c - length * direction)) > before - length * enough and length > 1e-9:
+            length /= 2
+        c = c - length * direction
         if before - now <= 1e-9 * abs(before):
             break
     return c
@@ -105,17 +107,17 @@ def fit_ordered(
         penalties: to choose from.
 
     Raises:
-        InputError: as `ridge.check_samples`; fewer than two contents; pairs that are none.
+        InputError: as `ridge.check_samples`; contents of another number, or fewer than two; pairs that are none; no
+            penalty that is positive.
     """
-    x, y, parts = np.asarray(features, np.float64), np.asarray(ratings, np.float64), _parts(contents)
+    x, y, shown = np.asarray(features, np.float64), np.asarray(ratings, np.float64), _numbered(contents)
     check_samples(x, y)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs) or pairs.min() < 0 or pairs.max() >= len(y):
-        raise InputError(f"pairs are (m, 2) numbers of {len(y)} samples, not {pairs.shape}")
-    if (parts[pairs[:, 0]] != parts[pairs[:, 1]]).any():
-        raise InputError("both samples of a pair are to show one content")
+    _check_pairs(pairs, shown, len(y))
+    if not len(penalties) or min(penalties) <= 0:
+        raise InputError(f"penalties are positive numbers to choose from, not {tuple(penalties)}")
     scale = x.std(0)
     x = x / np.where(scale > 1e-12 * np.abs(x).max(), scale, np.inf)
-    made = _left_out(x, y, parts, pairs, penalties)
+    made = _left_out(x, y, shown % FOLDS, pairs, penalties)
     ordered = [float((s[pairs[:, 0]] > s[pairs[:, 1]]).mean()) for s in made]
     followed = [srcc(s, y) for s in made]
     best = int(np.argmax(np.add(ordered, followed)))
@@ -128,12 +130,23 @@ def fit_ordered(
     return Ordered(weights, intercept, float(penalties[best]), error, followed[best], ordered[best])
 
 
-def _parts(contents: Sequence[Hashable]) -> np.ndarray:
-    """(n,) the part that each sample is left out with."""
+def _check_pairs(pairs: np.ndarray, shown: np.ndarray, count: int) -> None:
+    """Refuse pairs that do not go with ``count`` samples of the contents ``shown``."""
+    if len(shown) != count:
+        raise InputError(f"{len(shown)} contents are told for {count} samples")
+    whole = np.issubdtype(pairs.dtype, np.integer) and pairs.ndim == 2 and pairs.shape[1] == 2 and len(pairs) > 0
+    if not whole or pairs.min() < 0 or pairs.max() >= count:
+        raise InputError(f"pairs are (m, 2) numbers of {count} samples, not {pairs.dtype} {pairs.shape}")
+    if (shown[pairs[:, 0]] != shown[pairs[:, 1]]).any():
+        raise InputError("both samples of a pair are to show one content")
+
+
+def _numbered(contents: Sequence[Hashable]) -> np.ndarray:
+    """(n,) the number of what each sample shows, from 0."""
     numbers = {content: i for i, content in enumerate(dict.fromkeys(contents))}
     if len(numbers) < 2:
         raise InputError("a fit to orders takes at least two contents: its penalty is chosen on some left out")
-    return np.array([numbers[content] % FOLDS for content in contents])
+    return np.array([numbers[content] for content in contents])
 
 
 def _fit(

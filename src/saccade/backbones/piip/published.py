@@ -1,0 +1,319 @@
+"""Registered names, and the readers of published classifiers, detectors and segmenters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.backbones.piip.branch import plain_names, squared
+from saccade.backbones.piip.network import PIIP, even_ranges
+from saccade.checkpoint import Recipe, StateDict
+from saccade.errors import CheckpointError
+from saccade.nn.backbone import made, named
+from saccade.registry import recognise, register
+
+__all__ = ["from_dense", "from_official"]
+
+#: what the published detectors and segmenters have: no class token, four maps of the merged one, and the position
+#: tables of the vision transformers of 224 px that they come from
+DENSE: dict[str, Any] = {"with_cls": False, "merge": "dense", "pyramid": True, "num_classes": 0, "tables": 14}
+#: tiny, small and base; small, base and large
+TSB: dict[str, Any] = {"widths": (768, 384, 192), "depths": (12, 12, 12), "heads": (12, 6, 3)}
+SBL: dict[str, Any] = {"widths": (1024, 768, 384), "depths": (24, 12, 12), "heads": (16, 12, 6)}
+#: InternViT-6B and huge, whose blocks do not divide evenly between the exchanges
+H6B: dict[str, Any] = {
+    "widths": (3200, 1280),
+    "depths": (48, 32),
+    "heads": (25, 16),
+    "ranges": (
+        tuple((4 * i, 4 * i + 3) for i in range(12)),
+        (*((2 * i, 2 * i + 1) for i in range(4)), *((3 * i - 4, 3 * i - 2) for i in range(4, 12))),
+    ),
+    "kinds": ("intern", "vit"),
+}
+#: pyramids for faster training: exchanges without norms and projections, fused feed-forwards
+FAST: dict[str, Any] = {"exchange_norms": False, "project": False, "gelu": "tanh"}
+SCALED = (True, True, True)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "piip_nano": {
+        "widths": (64, 32, 16),
+        "depths": (4, 4, 4),
+        "heads": (4, 2, 1),
+        "sides": (24, 48, 96),
+        "scaled": (False, False, False),
+        "patch": 4,
+        "deform_heads": 4,
+    },
+    "piip_tsb_368": {**TSB, "sides": (128, 192, 368), "scaled": SCALED},
+    "piip_sbl_320": {**SBL, "sides": (96, 160, 320), "scaled": SCALED},
+    "piip_sbl_384": {**SBL, "sides": (128, 192, 384), "scaled": SCALED},
+    "piip_tsb_1120": {**TSB, "sides": (448, 896, 1120), "window": 14, **DENSE},
+    "piip_tsb_1568": {**TSB, "sides": (672, 1120, 1568), "window": 14, **DENSE},
+    "piip_sbl_1568": {**SBL, "sides": (672, 896, 1568), "window": 28, **DENSE},
+    "piip_h6b_512": {**H6B, "sides": (512, 512), "scaled": (True, True), **FAST, **DENSE},
+}
+
+
+@register(
+    "piip",
+    system="piip",
+    task="classification",
+    fixed_size=True,
+    variants={
+        "piip_nano": {"size": 96, "about": "ours, for experiments: widths 64, 32, 16 at 24, 48, 96 px, patches of 4"},
+        "piip_tsb_368": {
+            "size": 368,
+            "about": "PIIP-TSB: tiny at 368 px, small at 192, base at 128; 144 M parameters, 17.4 G MACs",
+        },
+        "piip_sbl_320": {
+            "size": 320,
+            "about": "PIIP-SBL: small at 320 px, base at 160, large at 96; 489 M parameters, 39.0 G MACs",
+        },
+        "piip_sbl_384": {
+            "size": 384,
+            "about": "PIIP-SBL: small at 384 px, base at 192, large at 128; 489 M parameters, 61.2 G MACs",
+        },
+        "piip_tsb_1120": {
+            "size": 1120,
+            "timm": False,
+            "about": "PIIP-TSB for detection: tiny at 1120 px, small at 896, base at 448; windows, four maps",
+        },
+        "piip_tsb_1568": {
+            "size": 1568,
+            "timm": False,
+            "about": "PIIP-TSB for detection: tiny at 1568 px, small at 1120, base at 672; windows, four maps",
+        },
+        "piip_sbl_1568": {
+            "size": 1568,
+            "timm": False,
+            "about": "PIIP-SBL for detection: small at 1568 px, base at 896, large at 672; windows, four maps",
+        },
+        "piip_h6b_512": {
+            "size": 512,
+            "timm": False,
+            "about": "PIIP-H6B for segmentation: huge and InternViT-6B at 512 px, four maps; 6.7 G parameters before",
+        },
+    },
+)
+def piip(variant: str = "", /, **options: Any) -> nn.Module:
+    """Any pyramid; options as `PIIP`."""
+    return made(PIIP, options, VARIANTS, variant)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published names in ours
+# ---------------------------------------------------------------------------------------------------------------------
+_UNIT = re.compile(r"^interactions\.(\d+)\.interaction_units_(\d)\d\.")
+_BRANCH = re.compile(r"^branch(\d)\.")
+_MERGING = re.compile(r"^merge_branch(\d)\.(?:(\d)\.)?")
+_PARTS = (
+    ("branch2to1_proj", "fine_proj"),
+    ("branch1to2_proj", "coarse_proj"),
+    ("branch2to1_injector", "into_coarse"),
+    ("branch1to2_injector", "into_fine"),
+    ("ffn.dwconv.dwconv.", "ffn.dwconv."),
+)
+_STEPS = {"": "norm1", "0": "norm1", "2": "linear", "4": "norm2"}
+_DENSE_STEPS = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
+_OTHERS = (("cls_norm.", "norm."), ("cls_head.", "head."), ("fpn1.", "fpn.up4."), ("fpn2.0.", "fpn.up2."))
+
+
+def _ours(state: StateDict) -> StateDict:
+    """Our names."""
+    first = state.get("merge_branch1.0.weight")
+    steps = _DENSE_STEPS if first is not None and first.dim() == 4 else _STEPS
+    made = dict(_renamed(name, value, steps) for name, value in state.items())
+    scalars = sorted(k for k in made if re.fullmatch(r"w\d", k))
+    if scalars:
+        made["weights"] = torch.stack([made.pop(k).reshape(()) for k in scalars])
+    return made
+
+
+def _renamed(name: str, value: Tensor, steps: Mapping[str, str]) -> tuple[str, Tensor]:
+    """Our name and form of one tensor; ``steps`` are the places in the merging of a branch."""
+    if unit := _UNIT.match(name):
+        name = f"interactions.{unit[1]}.{int(unit[2]) - 1}.{name[unit.end() :]}"
+        for theirs, ours in _PARTS:
+            name = name.replace(theirs, ours)
+        return name, value
+    if branch := _BRANCH.match(name):
+        i, rest = int(branch[1]) - 1, name[branch.end() :]
+        if rest.startswith("norm."):
+            return f"norms.{i}.{rest[5:]}", value
+        if rest.startswith("head."):
+            return f"head.heads.{i}.{rest[5:]}", value
+        ((rest, value),) = plain_names({rest: value}).items()
+        return f"branches.{i}.{rest}", squared(value) if rest == "pos_embed" else value
+    if merging := _MERGING.match(name):
+        leaf = name[merging.end() :]
+        value = value[:, :, None, None] if value.dim() == 2 else value
+        return f"merging.{int(merging[1]) - 1}.{steps[merging[2] or '']}.{leaf}", value
+    for theirs, ours in _OTHERS:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs), value
+    return name, value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the weights tell
+# ---------------------------------------------------------------------------------------------------------------------
+HEADS = {1280: 16, 3200: 25}  # of the huge network and of InternViT-6B; others have 64 channels a head
+#: what `PIIP` takes for granted
+DEFAULTS: dict[str, Any] = {
+    "patch": 16,
+    "in_chans": 3,
+    "mlp_ratio": 4.0,
+    "merge": False,
+    "pyramid": False,
+    "with_cls": True,
+    "project": True,
+    "cffn_ratio": 0.25,
+    "attention": "deform",
+    "ratio": 0.5,
+    "deform_heads": 16,
+    "exchange_norms": True,
+    "gelu": "exact",
+    "tables": 0,
+    "window": 0,
+}
+
+
+def _describe(state: StateDict) -> dict[str, Any]:
+    """Options of the network behind a state in our names.
+
+    Heads leave no trace in the weights: 64 channels each in the branches but for the huge and the 6-billion one, 4
+    points in the exchanges, as published. Nor do windows and the form of GELU, which goes with exchanges without norms
+    and projections.
+    """
+    try:
+        options = {**_branches(state), **_exchanges(state)}
+        dense = "merging.0.conv1.weight" in state
+        options["merge"] = "dense" if dense else "weights" in state
+        options["pyramid"] = "fpn.up2.weight" in state
+        last = "head.weight" if options["merge"] else "head.heads.0.weight"
+        options["num_classes"] = state[last].shape[0] if last in state else 0
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"these weights look like a PIIP's, but describe no network: {error}") from error
+    if dense and not options["exchange_norms"] and not options["project"]:
+        options["gelu"] = "tanh"
+    if set(options["kinds"]) == {"vit"}:
+        del options["kinds"]
+    return {k: v for k, v in options.items() if DEFAULTS.get(k, ...) != v}
+
+
+def _count(state: StateDict, start: str) -> int:
+    """Numbered children of ``start``, counted from 0."""
+    return 1 + max(int(k[len(start) :].split(".")[0]) for k in state if k.startswith(start))
+
+
+def _branches(state: StateDict) -> dict[str, Any]:
+    """Options of the branches; each side is that of the position table."""
+    places = range(_count(state, "branches."))
+    embeds = [state[f"branches.{i}.patch_embed.weight"] for i in places]
+    patch, widths = embeds[0].shape[-1], tuple(e.shape[0] for e in embeds)
+    depths = tuple(_count(state, f"branches.{i}.blocks.") for i in places)
+    stages = _count(state, "interactions.")
+    options = {
+        "widths": widths,
+        "depths": depths,
+        "heads": tuple(HEADS.get(w, max(1, w // 64)) for w in widths),
+        "sides": tuple(patch * round(state[f"branches.{i}.pos_embed"].shape[1] ** 0.5) for i in places),
+        "scaled": tuple(f"branches.{i}.blocks.0.gamma_1" in state for i in places),
+        "patch": patch,
+        "in_chans": embeds[0].shape[1],
+        "mlp_ratio": state["branches.0.blocks.0.fc1.weight"].shape[0] / widths[0],
+        "with_cls": "branches.0.cls_token" in state,
+        "kinds": tuple("intern" if f"branches.{i}.blocks.0.q_norm.weight" in state else "vit" for i in places),
+    }
+    if (widths, depths, stages) == (H6B["widths"], H6B["depths"], len(H6B["ranges"][0])):
+        options["ranges"] = H6B["ranges"]
+    elif stages != min(depths):
+        options["ranges"] = even_ranges(depths, stages)
+    return options
+
+
+def _exchanges(state: StateDict) -> dict[str, Any]:
+    """Options of the exchanges."""
+    into = "interactions.0.0.into_coarse"
+    width = state["branches.0.patch_embed.weight"].shape[0]
+    fed = state.get(f"{into}.ffn.fc1.weight")
+    options: dict[str, Any] = {
+        "exchange_norms": f"{into}.query_norm.weight" in state,
+        "project": "interactions.0.0.fine_proj.weight" in state,
+        "cffn_ratio": 0 if fed is None else fed.shape[0] / width,
+        "attention": "normal",
+    }
+    values = state.get(f"{into}.attn.value_proj.weight")
+    if values is not None:
+        heads = state[f"{into}.attn.attention_weights.weight"].shape[0] // 4
+        options |= {"attention": "deform", "ratio": values.shape[0] / width, "deform_heads": max(1, heads)}
+    return options
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Readers
+# ---------------------------------------------------------------------------------------------------------------------
+#: sides and windows of the published detectors, by the widths of their branches: they leave no trace in the weights.
+#: Where several were published, those of the registered name or the largest
+LAYOUTS: dict[tuple[int, ...], dict[str, Any]] = {
+    TSB["widths"]: {"sides": (672, 1120, 1568), "window": 14},
+    SBL["widths"]: {"sides": (672, 896, 1568), "window": 28},
+    (*SBL["widths"], 192): {"sides": (448, 672, 1120, 1568), "window": 28},
+    H6B["widths"]: {"sides": (512, 1024), "window": 0},
+    (*H6B["widths"], 1024): {"sides": (512, 1024, 1536), "window": 0},
+}
+DINO_LAYOUTS = {SBL["widths"]: {"sides": (672, 1120, 1792), "window": (24, 24, 0)}}
+SEGMENTER_LAYOUTS = {H6B["widths"]: {"sides": (512, 512), "window": 0}}
+
+
+@recognise("piip", keys=("branch1.patch_embed.proj.weight", "interactions.0.interaction_units_12.*"))
+def from_official(state: StateDict) -> Recipe | None:
+    """Checkpoints of the published classifiers."""
+    ours = _ours(state)
+    options = _describe(ours)
+    if options.get("merge") == "dense":
+        return _dense(ours, options, LAYOUTS)
+    return named("piip", VARIANTS, options, ours)
+
+
+@recognise("piip", keys=("backbone.branch1.patch_embed.proj.weight", "backbone.interactions.0.interaction_units_12.*"))
+def from_dense(state: StateDict) -> Recipe | None:
+    """The pyramids of the published detectors (mmdetection) and segmenters (mmsegmentation).
+
+    Necks and heads are left out; a norm for a head of your own starts fresh. Sides and windows leave no trace in the
+    weights: they are those of `LAYOUTS`; `PIIP.use` runs other sides.
+
+    Raises:
+        CheckpointError: branches that are no plain vision transformers (BEiT, ConvNeXt), of widths that were not
+            published, or no map at a quarter of the patch (DINO on two branches).
+    """
+    pyramid = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    ours = _ours(pyramid)
+    layouts = LAYOUTS
+    if any(k.startswith("decode_head.") for k in state):
+        layouts = {**LAYOUTS, **SEGMENTER_LAYOUTS}
+    elif any(k.startswith("bbox_head.") for k in state):
+        layouts = {**LAYOUTS, **DINO_LAYOUTS}
+    return _dense(ours, _describe(ours), layouts)
+
+
+def _dense(state: StateDict, told: dict[str, Any], layouts: Mapping[tuple[int, ...], dict[str, Any]]) -> Recipe:
+    """A pyramid with four maps, from its state in our names and what that told."""
+    strange = [k for k in state if "relative_position" in k or k.startswith("intermediate_merging_")]
+    if strange:
+        raise CheckpointError(f"detectors of plain vision transformers are read; {strange[0]} belongs to another")
+    if told.get("pyramid") and "fpn.up4.0.weight" not in state:
+        raise CheckpointError("this detector makes three maps of its pyramid (DINO on two branches); four are read")
+    layout = layouts.get(told["widths"])
+    if layout is None:
+        raise CheckpointError(f"no detector was published with branches of {told['widths']}: its sides are not known")
+    tables = tuple(side // told.get("patch", 16) for side in told["sides"])
+    options = {**told, **layout, "tables": tables[0] if len(set(tables)) == 1 else tables}
+    width = told["widths"][0]
+    state = {**state, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    return named("piip", VARIANTS, {k: v for k, v in options.items() if DEFAULTS.get(k, ...) != v}, state)
