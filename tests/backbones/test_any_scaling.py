@@ -20,6 +20,7 @@ FAMILIES = {
     "biformer_tiny": "fast",
     "dsm_nano": "fast",
     "efficientvit_m0": "fast",
+    "fit_classifier_s": "fast",
     "hyperzzw_cifar": "width",
     "piip_nano": "fast",
     "resnetrs50": "fast",
@@ -113,6 +114,10 @@ def test_networks_of_one_size_are_built_for_the_new_one() -> None:
     net = Base.of("piip_tsb_368").scaled(Factors(1, 1, 1, 1.25))
     assert net.size == 464
     assert dict(net.options) == {"sides": (160, 240, 464)}
+    net = Base.of("fit_classifier_s").scaled(Factors(1.5, 1.2, 1.2, 1.3))
+    assert (net.size, dict(net.options)["img_size"]) == (288, 288)  # whole sub-images of 32 px
+    assert dict(net.options)["depths"] == (3, 12, 3)
+    assert all(width % 24 == 0 for width in dict(net.options)["widths"])  # six heads, and 8
     net = Base.of("dsm_t", size=256).scaled(Factors(1, 1, 1, 1))
     assert dict(net.options) == {"img_size": 256}
 
@@ -153,6 +158,15 @@ def test_other_quantities() -> None:
 @pytest.mark.parametrize("name", ["ulsam_mobilenetv2_300m", "tvconv_mobilenetv2_x1_0", "sesr_m5", "wavemix_x2"])
 def test_networks_without_widths_and_depths_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"not described by widths and depths.*shvit.*van"):
+        Base.of(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kin"),
+    [("fit", "fit_classifier"), ("fit_decoder", "fit_classifier"), ("tvconv_mobilenetv2_x1_0", "tvconv_shufflenetv2")],
+)
+def test_what_can_be_scaled_of_the_same_system_is_named(name: str, kin: str) -> None:
+    with pytest.raises(UsageError, match=rf"Of its system {kin} can\. These"):
         Base.of(name)
 
 

@@ -170,6 +170,28 @@ def test_other_grids_are_refused_where_spectra_may_not_be_resized() -> None:
     assert m(tokens(1, 6, 10, 8)).shape == (1, 6, 10, 8)
 
 
+def test_what_are_no_tokens_for_a_mixer_is_refused() -> None:
+    m = mixer()
+    for wrong in (tokens(6, 10, 8), tokens(1, 6, 10, 7), tokens(1, 0, 10, 8), tokens(1, 6, 0, 8)):
+        with pytest.raises(InputError, match=r"float tokens \(B, H, W, 8\)"):
+            m(wrong)
+    for dtype in (torch.int64, torch.complex64):
+        with pytest.raises(InputError, match=str(dtype)):
+            m(tokens(1, 6, 10, 8).to(dtype))
+    assert m(tokens(0, 6, 10, 8)).shape == (0, 6, 10, 8)
+
+
+def test_it_is_named_a_reconstruction_wherever_it_is_told_of() -> None:
+    from saccade import systems
+    from saccade.registry import entry, variants
+    from saccade.reproduce.dsm import CLAIM
+
+    told = [entry(name).about for name in variants("dsm") if entry(name).variant]
+    assert all("reconstruction" in line or "(ours)" in line for line in told)
+    assert "reconstruction" in systems.system("dsm").name
+    assert "reconstruction" in CLAIM.says.lower()
+
+
 def test_the_full_budget_is_the_full_mixer_bit_for_bit() -> None:
     small = zoo.SMALL["dsm"]
     model, x = small.make(), small.picture()
@@ -257,6 +279,23 @@ def test_bfloat16_runs_and_stays_near() -> None:
         want = model(x)
         found = model.bfloat16()(x.bfloat16()).float()
     assert (found - want).abs().max() < 0.1 * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_energies_beyond_half_precision_stay_finite_under_autocast(dtype: torch.dtype) -> None:
+    """The constant term of 56 x 56 tokens of about 6 has an energy of 100,000, beyond float16."""
+    m, x = mixer(grid=(56, 56)), tokens(2, 56, 56, 8)
+    with torch.no_grad():
+        m.p1.bias.fill_(6.0)
+        want = m(x)
+        with torch.autocast("cpu", dtype=dtype):
+            found = m(x).float()
+    assert (found - want).abs().max() < 0.1 * want.abs().max()
+
+
+def test_doubles_are_weighed_in_doubles() -> None:
+    m, x = mixer(grid=(3, 4)).double(), tokens(1, 3, 4, 8).double().requires_grad_()
+    assert torch.autograd.gradcheck(m, (x,))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,11 +16,13 @@ from torch import Tensor
 import saccade
 from saccade.backbones.fit import (
     FIT,
+    FITClassifier,
     FITDecoder,
     FITDenoiser,
     TimeEmbedding,
     block_causal,
     from_subimages,
+    glimpses,
     layer_pattern,
     load_keras,
     sin_cos_2d,
@@ -264,6 +267,25 @@ def test_pictures_come_back_from_their_tokens(gy: int, gx: int, ny: int, nx: int
     assert torch.equal(snake(snake(tokens, gx), gx), tokens)
 
 
+def test_glimpses_put_the_whole_picture_first_and_tell_which_is_which() -> None:
+    x = random(3, 2, 8, 12)
+    cut = subimages(x, (4, 6), 2)
+    tokens, which = glimpses(x, (4, 6), 2, whole=2)
+    assert tokens.shape == (3, 6, 6, 8)
+    assert torch.equal(tokens[:, 2:], cut)
+    small = torch.nn.functional.interpolate(x, (4, 6), mode="bilinear")
+    assert torch.equal(tokens[:, 0], subimages(small, (4, 6), 2)[:, 0])
+    assert torch.equal(tokens[:, 1], tokens[:, 0])
+    assert torch.equal(which, torch.eye(6).expand(3, -1, -1).unsqueeze(2))
+    mixed, told = glimpses(x, (4, 6), 2, whole=2, seed=0)
+    assert torch.equal(torch.einsum("btk,btnd->bknd", told[:, :, 0], mixed), tokens)  # its numbers undo the order
+    assert not torch.equal(told[0], told[1]) or not torch.equal(told[1], told[2])
+    assert torch.equal(glimpses(x, (4, 6), 2, whole=0)[0], cut)
+    assert encoder(x_size=36, num_groups=6, in_dim=8, extra_dim=6)(mixed, told)[0].shape == (3, 6, 7, 16)
+    with pytest.raises(InputError, match="0 or more copies"):
+        glimpses(x, (4, 6), 2, whole=-1)
+
+
 def test_the_snake_turns_every_second_row() -> None:
     assert snake(torch.arange(6).view(1, 6, 1, 1), 3).flatten().tolist() == [0, 1, 2, 5, 4, 3]
     with pytest.raises(InputError, match="rows of 4"):
@@ -336,17 +358,204 @@ def test_saved_and_loaded_they_are_the_same(make: Any, tmp_path: Path) -> None:
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-def test_the_encoder_compiles_and_its_graph_gives_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["encoder", pytest.param("denoiser", marks=pytest.mark.slow), pytest.param("decoder", marks=pytest.mark.slow)],
+)
+def test_they_compile_and_their_graphs_give_the_same(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
-    model, x = encoder(mask="causal"), random(1, 4, 6, 10)
+    model, told = {
+        "encoder": (encoder(mask="causal"), (random(1, 4, 6, 10),)),
+        "denoiser": (denoiser(self_cond="latent"), (random(1, 4, 6, 10), torch.tensor([0.3]), random(1, 7))),
+        "decoder": (decoder(), (torch.arange(24).view(1, 4, 6) % 11,)),
+    }[name]
     torch._dynamo.reset()
     with torch.no_grad():
-        want = model(x)
-        torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), want)
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+        want = model(*told)
+        torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(*told), want)
+    program = torch.onnx.export(model, told, dynamo=True, verbose=False)
     assert program is not None
     program.save(str(tmp_path / "net.onnx"))
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
-    for found, true in zip(session.run(None, {session.get_inputs()[0].name: x.numpy()}), want, strict=True):
+    names = [i.name for i in session.get_inputs()]
+    made = session.run(None, {n: x.numpy() for n, x in zip(names, told, strict=True)})
+    for found, true in zip(made, [want] if isinstance(want, Tensor) else want, strict=True):
         torch.testing.assert_close(torch.from_numpy(found), true, rtol=1e-4, atol=1e-4)
+
+
+def test_what_goes_with_other_sequences_is_refused() -> None:
+    """A condition of twice as many pictures once became two conditions of each."""
+    model, x, t, c = denoiser(self_cond="latent"), random(2, 4, 6, 10), torch.tensor([0.1, 0.9]), random(2, 7)
+    for cond in (random(4, 7), random(1, 2, 7)):
+        with pytest.raises(InputError, match=r"the condition is \(2, 7\)"):
+            model(x, t, cond)
+    for time in (t[:1], t[0]):
+        with pytest.raises(InputError, match=r"the time is \(2,\)"):
+            model(x, time, c)
+    for before in (random(1, 4, 3, 24), random(2, 4, 2, 24), random(2, 4, 3, 16), random(2, 12, 24)):
+        with pytest.raises(InputError, match="at least 3, 24"):
+            model(x, t, c, before)
+    model.budget = 1 / 3
+    assert model(x, t, c, random(2, 4, 3, 24))[1].shape == (2, 4, 1, 24)
+    with pytest.raises(InputError, match="takes no latents"):
+        denoiser()(x, t, c, random(2, 4, 3, 24))
+    for y in (random(1, 4, 2, 5), random(2, 2, 5), random(2, 3, 2, 5), random(2, 4, 2, 6)):
+        with pytest.raises(InputError, match=r"extra tokens \(2, 4 groups, n, 5\)"):
+            encoder(extra_dim=5)(x, y)
+    with pytest.raises(InputError, match="no pixels"):
+        from_subimages(torch.zeros(1, 1, 1, 4), (4, 4), (0, 4), 2)
+    with pytest.raises(InputError, match="rows of 0"):
+        snake(torch.zeros(1, 6, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"x_dim": 0}, "without channels"),
+        ({"mlp_ratio": 0.0}, "without channels"),
+        ({"latent_num_heads": 0}, "without channels"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"in_dim": 0}, "at least 1 number"),
+        ({"extra_dim": -1}, "at least 1 number"),
+    ],
+)
+def test_networks_without_channels_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        encoder(**options)
+    with pytest.raises(UsageError, match="at least 1 number"):
+        denoiser(cond_dim=0)
+
+
+def test_options_by_place_and_by_name_make_the_same_network() -> None:
+    told = (*SHAPE.values(), *WIDTHS.values())
+    for options in ({}, {"self_cond": "latent"}):
+        by_place, by_name = FITDenoiser(*told, out_dim=10, cond_dim=7, **options), denoiser(**options)
+        assert {k: v.shape for k, v in by_place.state_dict().items()} == {
+            k: v.shape for k, v in by_name.state_dict().items()
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_and_no_sequences_go_through(dtype: torch.dtype) -> None:
+    x, t, c, ids = random(2, 4, 6, 10), torch.tensor([0.1, 0.9]), random(2, 7), torch.zeros(2, 4, 6, dtype=torch.int64)
+    calls = (
+        (encoder(), (x,)),
+        (denoiser(self_cond="latent", time_extra=1), (x, torch.stack([t, t], 1), c)),
+        (denoiser(), (x, t, c)),
+        (decoder(), (ids,)),
+    )
+    for model, told in calls:
+        with torch.no_grad():
+            want = model(*told)
+            none = model(*(g[:0] for g in told))
+            assert (none if isinstance(none, Tensor) else none[0]).shape[0] == 0
+            cast = [g.to(dtype) if g.is_floating_point() else g for g in told]
+            found = model.to(dtype)(*cast)
+        for one, other in zip(found, want, strict=True):
+            assert one.dtype == dtype
+            bound = 0.15 if dtype == torch.bfloat16 else 1e-4
+            assert float((one.float() - other).abs().max()) <= bound * max(1.0, float(other.abs().max()))
+    model = denoiser().to(dtype)  # a time in float32 is told as it is
+    assert model(x.to(dtype), t, c.to(dtype))[0].dtype == dtype
+
+
+@pytest.mark.parametrize("make", [encoder, denoiser, decoder])
+def test_checkpointed_gradients_are_the_same(make: Any) -> None:
+    told: dict[Any, tuple[Tensor, ...]] = {
+        encoder: (random(2, 4, 6, 10),),
+        denoiser: (random(2, 4, 6, 10), torch.tensor([0.1, 0.9]), random(2, 7)),
+        decoder: (torch.arange(48).view(2, 4, 6) % 11,),
+    }
+    found, kept = [], []
+    for enable in (False, True):
+        model = make().train()
+        model.set_grad_checkpointing(enable)
+        held = 0
+
+        def count(t: Tensor) -> Tensor:
+            nonlocal held
+            held += t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            made = model(*told[make])
+        (made if isinstance(made, Tensor) else made[0]).square().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+        kept.append(held)
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_the_classifier_is_the_encoder_on_sub_images() -> None:
+    """The same weights, tokens cut by `subimages`: the map is what the encoder gives for each token."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        options = {"widths": (16, 24), "depths": (1, 2, 1), "heads": (2, 4), "subimage": 16, "img_size": 48}
+        model = zoo.randomised(create("fit_classifier", weights=None, num_classes=5, **options)).eval()
+    assert isinstance(model, FITClassifier)
+    twin = FIT("(1)2(1)", 36, 9, 2, 16, 24, 2, 4, in_dim=192).eval()
+    state = {k.removeprefix("stages.0."): v for k, v in model.state_dict().items() if k.startswith("stages.0.")}
+    state |= {"stem.weight": model.stem.proj.weight.permute(0, 2, 3, 1).flatten(1), "stem.bias": model.stem.proj.bias}
+    for ours, theirs in ((model.stem.norm, "stem_ln"), (model.norm, "x_output_ln")):
+        state |= {f"{theirs}.weight": ours.weight, f"{theirs}.bias": ours.bias}
+    assert set(twin.load_state_dict(state, strict=False).missing_keys) == {"l_output_ln.weight", "l_output_ln.bias"}
+    x = random(2, 3, 48, 48)
+    with torch.no_grad():
+        features, _ = twin(subimages(x, (16, 16), 8))  # (B, 9, 4, 16)
+        torch.testing.assert_close(model(x), model.head(features.mean((1, 2))), rtol=1e-4, atol=1e-5)
+        whole = model.forward_features(x)
+        torch.testing.assert_close(whole[0, :, 2, 3], features[0, 4, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_classifiers_dial_and_its_course() -> None:
+    model, x = zoo.SMALL["fit"].make(latents=4), zoo.SMALL["fit"].picture()
+    assert isinstance(model, FITClassifier)
+    assert has_budget(model)
+    assert model.budgets() == [0.25, 0.5, 0.75, 1.0]
+    found, macs = [], []
+    for budget in model.budgets():
+        model.budget = budget
+        with torch.no_grad():
+            found.append(model(x))
+        macs.append(cost(model, x, timed=False).macs)
+    assert macs == sorted(macs)
+    assert macs[0] < macs[-1]
+    assert not torch.allclose(found[0], found[-1])
+    curve = saccade.pareto(model, [(x, found[-1])], lambda out, want: -float((out - want).abs().max()))
+    assert [point.budget for point in curve.points] == list(model.budgets())
+    assert [point.macs for point in curve.points] == macs
+    assert curve.points[-1].quality == 0
+    assert model.no_weight_decay() == {"stages.0.x_table", "stages.0.latent_table"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"depths": (2, 2)}, "local ones first and last"),
+        ({"depths": ()}, "local ones first and last"),
+        ({"depths": (1, 0, 1)}, "local ones first and last"),
+        ({"widths": (16,)}, "two numbers"),
+        ({"img_size": 72}, "do not divide"),
+        ({"subimage": 12}, "do not divide"),
+        ({"patch": 0}, "do not divide"),
+        ({"heads": (3, 4)}, "3 heads do not divide"),
+        ({"drop_path_rate": 1.0}, "drop_path"),
+        ({"latents": 0}, "0 latents"),
+    ],
+)
+def test_impossible_classifiers_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        zoo.SMALL["fit"].make(**options)
+
+
+def test_layer_wise_rates_follow_the_blocks() -> None:
+    from timm.models import group_parameters
+
+    model = zoo.SMALL["fit"].make()
+    groups = group_parameters(model, model.group_matcher())
+    assert sorted(groups) == [0, 1, 2, 3, 4]  # tables and patches, three blocks, the head
+    assert {"stages.0.x_table", "stem.proj.weight"} <= set(groups[0])
+    assert "stages.0.l2x.1.mha.query.weight" in groups[2]
+    assert "head.weight" in groups[4]

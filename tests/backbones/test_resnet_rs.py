@@ -35,6 +35,16 @@ def test_a_name_has_the_size_that_it_is_published_at() -> None:
         assert entry(name).facts["size"] in {m.size for m in FAMILY if m.name == name}
 
 
+def test_pictures_are_cut_as_timm_judges_its_weights() -> None:
+    import saccade.timm  # noqa: F401
+
+    for name in {m.name for m in FAMILY}:
+        ours, theirs = timm.get_pretrained_cfg(f"saccade_{name}"), timm.get_pretrained_cfg(f"{name}.tf_in1k")
+        assert ours is not None
+        assert theirs is not None
+        assert (ours.crop_pct, ours.interpolation) == (theirs.crop_pct, theirs.interpolation)
+
+
 @pytest.mark.parametrize(
     "depth", [50, *(pytest.param(d, marks=pytest.mark.slow) for d in (101, 152, 200, 270, 350, 420))]
 )

@@ -236,10 +236,40 @@ def test_surgery_on_what_cannot_be_replaced_is_refused(names: list[str], says: s
     assert count_parameters(host) == before
 
 
-def test_a_block_that_changes_the_resolution_is_named() -> None:
-    host = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1))
+@pytest.mark.parametrize(
+    "block",
+    [
+        nn.Conv2d(8, 8, 3, 2, 1),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(2)),
+        nn.Conv2d(8, 8, 3),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Upsample(scale_factor=2)),
+    ],
+)
+def test_a_block_that_changes_the_resolution_is_named(block: nn.Module) -> None:
     with pytest.raises(UsageError, match="0 cannot be replaced by attention: it changes the resolution"):
-        replace_blocks(host, ["0"])
+        replace_blocks(nn.Sequential(block), ["0"])
+
+
+def test_a_block_is_taken_once() -> None:
+    host = nn.Sequential(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)))
+    for surgery in (replace_blocks, insert_after):
+        for names in (["0", "0"], ["0", "0.1"], ["0.1", "0"]):
+            with pytest.raises(UsageError, match="takes attention once"):
+                surgery(host, names)
+        with pytest.raises(UsageError, match="no block named ''"):
+            surgery(host, [""])
+    assert count_parameters(host) == 8 * 8 * 9 + 8 + 8 * 8 + 8
+    replace_blocks(host, "0.1", groups=2)
+    assert isinstance(host.get_submodule("0.1"), SubspaceAttention)
+
+
+def test_attention_of_doubles_is_in_doubles() -> None:
+    grouped, looped = (m.double().eval() for m in pair(8, 2))
+    x = maps(5, 2, 8, 5, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(grouped, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(grouped(x), looped(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(fuse(grouped)(x), looped(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +292,8 @@ def test_bad_modules_and_maps_are_refused() -> None:
         with pytest.raises(UsageError, match="do not split"):
             SubspaceAttention(16, groups)
     model = SubspaceAttention(16, 4).eval()
-    for wrong in (torch.zeros(16, 4, 4), torch.zeros(1, 8, 4, 4), torch.zeros(1, 16, 4, 4, dtype=torch.uint8)):
+    empty, whole = torch.zeros(1, 16, 0, 4), torch.zeros(1, 16, 4, 4, dtype=torch.uint8)
+    for wrong in (torch.zeros(16, 4, 4), torch.zeros(1, 8, 4, 4), whole, empty):
         with pytest.raises(InputError, match="B, 16, H, W"):
             model(wrong)
     with pytest.warns(UserWarning, match="1 x 1"), torch.no_grad():

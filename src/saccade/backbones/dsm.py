@@ -95,6 +95,7 @@ class SpectrumMixer(nn.Module):
 
     Raises:
         UsageError: channels that do not split into groups.
+        InputError: what is no float map of ``width`` channels, or one without places.
     """
 
     def __init__(
@@ -152,8 +153,14 @@ class SpectrumMixer(nn.Module):
     def describe(self, u: Tensor, f: Tensor) -> Tensor:
         """What the weights are made from, (B, 16 G + E): log root-mean-square of every group in every cell; mean u."""
         (height, width), (h, w) = u.shape[1:3], f.shape[1:3]
-        energies = f.float().square().unflatten(-1, (self.groups, -1)).mean(-1).flatten(1, 2)  # (B, h w, G)
-        means = cell_means(height, width, h, w, f.device) @ energies  # (B, 16, G)
+        wide = f.to(torch.promote_types(f.dtype, torch.float32))
+        energies = wide.square().unflatten(-1, (self.groups, -1)).mean(-1).flatten(1, 2)  # (B, h w, G)
+        shares = cell_means(height, width, h, w, f.device).to(wide.dtype)
+        if not f.is_meta and torch.is_autocast_enabled(f.device.type):  # squares leave the range of float16
+            with torch.autocast(f.device.type, enabled=False):
+                means = shares @ energies
+        else:
+            means = shares @ energies  # (B, 16, G)
         bands = torch.log1p((1e-6 + means).sqrt()).mT.flatten(1)
         return torch.cat([bands.to(u.dtype), u.mean((1, 2))], 1)
 
@@ -166,6 +173,11 @@ class SpectrumMixer(nn.Module):
         return (phi.permute(1, 2, 0) @ shares.transpose(1, 2)).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (
+            x.ndim != 4 or x.shape[3] != self.p1.in_features or not x.is_floating_point() or 0 in x.shape[1:3]
+        ):
+            told = f"float tokens (B, H, W, {self.p1.in_features}) of at least 1 x 1"
+            raise InputError(f"this mixer takes {told}, not {x.dtype} {tuple(x.shape)}")
         size = (x.shape[1], x.shape[2])
         u = F.gelu(self.p1(x))
         f = dct2(u, self.corner(size), channels_last=True)  # (B, h, w, E)

@@ -325,34 +325,44 @@ VARIANTS: dict[str, dict[str, Any]] = {f"resnetrs{depth}": {"depth": depth} for 
     system="resnet_rs",
     task="classification",
     variants={
-        "resnetrs50": {"size": 160, "about": "ResNet-RS-50: 35.7 M parameters, 2.3 G MACs at 160 px"},
+        "resnetrs50": {
+            "size": 160,
+            "crop_pct": 0.91,
+            "about": "ResNet-RS-50: 35.7 M parameters, 2.3 G MACs at 160 px",
+        },
         "resnetrs101": {
             "size": 192,
+            "crop_pct": 0.94,
             "about": "ResNet-RS-101: 63.6 M parameters, 6.0 G MACs at 192 px",
             "recipes": {"resnet_rs": {"magnitude": 15}},
         },
         "resnetrs152": {
             "size": 256,
+            "crop_pct": 1.0,
             "about": "ResNet-RS-152: 86.6 M parameters, 15.5 G MACs at 256 px",
             "recipes": {"resnet_rs": {"magnitude": 15}},
         },
         "resnetrs200": {
             "size": 256,
+            "crop_pct": 1.0,
             "about": "ResNet-RS-200: 93.2 M parameters, 20.1 G MACs at 256 px",
             "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1}},
         },
         "resnetrs270": {
             "size": 256,
+            "crop_pct": 1.0,
             "about": "ResNet-RS-270: 129.9 M parameters, 27.0 G MACs at 256 px",
             "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1}},
         },
         "resnetrs350": {
             "size": 256,
+            "crop_pct": 1.0,
             "about": "ResNet-RS-350: 164.0 M parameters, 34.4 G MACs at 256 px",
             "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1}},
         },
         "resnetrs420": {
             "size": 320,
+            "crop_pct": 1.0,
             "about": "ResNet-RS-420: 191.9 M parameters, 63.9 G MACs at 320 px",
             "recipes": {"resnet_rs": {"magnitude": 15, "drop_path": 0.1, "drop": 0.4}},
         },

@@ -75,6 +75,7 @@ GROWTHS: dict[str, Growth] = {
     "biformer": Growth(divides=("head_dim",)),
     "dsm": Growth(divides=("groups",), sides="img_size"),
     "efficientvit": Growth(divides=("heads",), sides="img_size", grid=16),
+    "fit_classifier": Growth(divides=("heads",), sides="img_size", grid="subimage"),
     "hyperzzw": Growth(depths="", multiple=12, chained=True, sides="img_size"),
     "piip": Growth(divides=("heads", "deform_heads"), values=("ratio",), sides="sides", grid=16),
     "resnetrs": Growth(widths="channels", depths="depth", along=(("stem_width", 8),), blocks="layers", grid=32),
@@ -164,9 +165,11 @@ class Base:
         found = registry.entry(name)
         growth = GROWTHS.get(found.function)
         if growth is None or found.task != "classification":
+            kin = [g for g in sorted(GROWTHS) if found.system and registry.entry(g).system == found.system]
             raise UsageError(
-                f"{name} is not a network that can be scaled: it is not described by widths and depths. These can, and "
-                f"their variants: {', '.join(sorted({*GROWTHS, *BASES}))}"
+                f"{name} is not a network that can be scaled: it is not described by widths and depths. "
+                + f"Of its system {', '.join(kin)} can. " * bool(kin)
+                + f"These can, and their variants: {', '.join(sorted({*GROWTHS, *BASES}))}"
             )
         if size is not None and size < 1:
             raise UsageError(f"the side of the pictures is at least 1 pixel, not {size}")

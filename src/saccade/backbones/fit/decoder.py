@@ -97,14 +97,14 @@ class FITDecoder(Interleaved):
         mask = block_causal(groups, self.used).to(x.device)
         for i, (_, count) in enumerate(self.pattern):
             for layer in stack(self.x_network, i):
-                x = layer(x, causal=True)
+                x = self.run(layer, x, causal=True)
             if count:
-                z = self.l2x[i](z, x).unflatten(0, (batch, groups)).flatten(1, 2)
+                z = self.run(self.l2x[i], z, x).unflatten(0, (batch, groups)).flatten(1, 2)
                 for layer in stack(self.l_network, i):
-                    z = layer(z, mask)
+                    z = self.run(layer, z, mask)
                 z = z.unflatten(1, (groups, -1))  # (B, t, k, d)
                 if i < len(self.pattern) - 1:
-                    x = self.x2l[i](x, F.pad(z[:, :-1], (0, 0, 0, 0, 1, 0)).flatten(0, 1))
+                    x = self.run(self.x2l[i], x, F.pad(z[:, :-1], (0, 0, 0, 0, 1, 0)).flatten(0, 1))
                 z = z.flatten(0, 1)
         return self.logits(x.unflatten(0, (batch, groups)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from saccade.backbones.fit.layers import (
     EPS,
@@ -100,12 +101,21 @@ class Interleaved(nn.Module):
     ) -> None:
         super().__init__()
         self.pattern = layer_pattern(layers)
+        if min(x_dim, latent_dim, x_num_heads, latent_num_heads) < 1 or int(min(x_dim, latent_dim) * mlp_ratio) < 1:
+            raise UsageError(
+                f"widths {x_dim} and {latent_dim}, heads {x_num_heads} and {latent_num_heads} and an mlp_ratio of "
+                f"{mlp_ratio} leave a layer without channels"
+            )
+        if not 0 <= drop_path < 1:
+            raise UsageError(f"drop_path lies in [0, 1), not {drop_path}")
         if min(x_size, num_groups, latents_per_group) < 1 or x_size % num_groups:
             raise UsageError(
                 f"x_size={x_size} tokens, num_groups={num_groups} and {latents_per_group} latents do not go together"
             )
         self.num_groups, self.latents, self.per_group = num_groups, latents_per_group, x_size // num_groups
         self.x_dim, self.latent_dim = x_dim, latent_dim
+        self.latent_num_heads, self.mlp_ratio, self.normalise_source = latent_num_heads, mlp_ratio, normalise_source
+        self.grad_checkpointing = False
         self._budget = 1.0
         for name, found in (
             ("x_table", table(x_pos_encoding, self.per_group, 1, x_dim)),
@@ -149,6 +159,19 @@ class Interleaved(nn.Module):
         """Latents a group at the present budget."""
         return math.ceil(self._budget * self.latents - 1e-9)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute what is inside each layer again on the way back instead of keeping it."""
+        self.grad_checkpointing = enable
+
+    def run(self, layer: nn.Module, *given: Tensor | None, causal: bool = False) -> Tensor:
+        """A layer's result; in training with checkpoints nothing inside it is kept."""
+        told: dict[str, Any] = {"causal": True} if causal else {}
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(layer, *given, use_reentrant=False, **told)
+            return kept
+        out: Tensor = layer(*given, **told)
+        return out
+
     def start(self, batch: int) -> Tensor:
         """The latents before the first block: (B, t, k, latent_dim)."""
         grid = self.latent_table.unflatten(0, (self.num_groups, self.latents))[:, : self.used]
@@ -182,15 +205,15 @@ class Interleaved(nn.Module):
         x, z = x.flatten(0, 1), z.flatten(0, 1)  # groups become batch
         for i, (_, count) in enumerate(self.pattern):
             for layer in stack(self.x_network, i):
-                x = layer(x)
+                x = self.run(layer, x)
             if count:
-                z = self.l2x[i](z, x).unflatten(0, (batch, groups)).flatten(1, 2)  # (B, t k, d)
+                z = self.run(self.l2x[i], z, x).unflatten(0, (batch, groups)).flatten(1, 2)  # (B, t k, d)
                 z = self.condition(i, z, told)
                 for layer in stack(self.l_network, i):
-                    z = layer(z, mask)
+                    z = self.run(layer, z, mask)
                 z = z.unflatten(1, (groups, -1)).flatten(0, 1)
                 if i < len(self.pattern) - 1:
-                    x = self.x2l[i](x, z)
+                    x = self.run(self.x2l[i], x, z)
         return x.unflatten(0, (batch, groups)), z.unflatten(0, (batch, groups))
 
 
@@ -222,6 +245,8 @@ class FIT(_Masked):
 
     def __init__(self, *args: Any, in_dim: int, extra_dim: int = 0, **options: Any) -> None:
         super().__init__(*args, **options)
+        if in_dim < 1 or extra_dim < 0:
+            raise UsageError(f"a token has at least 1 number and extra ones 0 or more, not {in_dim} and {extra_dim}")
         self.in_dim, self.extra_dim = in_dim, extra_dim
         self.stem, self.stem_ln = nn.Linear(in_dim, self.x_dim), nn.LayerNorm(self.x_dim, EPS)
         if extra_dim:
@@ -231,12 +256,24 @@ class FIT(_Masked):
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check_tokens(x, self.in_dim)
         tokens = self.stem_ln(self.stem(x)) + self.x_table
-        if (y is None) != (self.extra_dim == 0) or (y is not None and y.shape[-1] != self.extra_dim):
+        if (y is None) != (self.extra_dim == 0):
             raise InputError(f"this network takes extra tokens of {self.extra_dim} numbers (0: none)")
         if y is not None:
+            self.check_extra(y, len(x))
             tokens = torch.cat([self.stem_y_ln(self.stem_y(y)), tokens], 2)
         tokens, z = self.interleave(tokens, self.start(len(x)))
         return self.x_output_ln(tokens), self.l_output_ln(z)
+
+    def check_extra(self, y: Tensor, batch: int) -> None:
+        """Refuse extra tokens that do not stand beside the groups; nothing is looked at during compilation and export.
+
+        Raises:
+            InputError: another shape.
+        """
+        wanted = (batch, self.num_groups, self.extra_dim)
+        if not torch.compiler.is_compiling() and (y.ndim != 4 or (*y.shape[:2], y.shape[3]) != wanted):
+            told = f"({wanted[0]}, {wanted[1]} groups, n, {wanted[2]})"
+            raise InputError(f"this network takes extra tokens {told}, not {tuple(y.shape)}")
 
 
 class TimeEmbedding(nn.Module):
@@ -257,13 +294,14 @@ class TimeEmbedding(nn.Module):
         self.dense0, self.dense1 = nn.Linear(width // 4, width), nn.Linear(width + extra, width)
 
     def forward(self, time: Tensor) -> Tensor:
-        if time.ndim > 2 or (1 if time.ndim == 1 else time.shape[1]) != 1 + self.extra:
+        if time.ndim not in (1, 2) or (1 if time.ndim == 1 else time.shape[1]) != 1 + self.extra:
             raise InputError(f"the time is (B, {1 + self.extra}), or (B,) where nothing comes with it")
         first, more = (time, None) if time.ndim == 1 else (time[:, 0], time[:, 1:])
-        waves = sin_cos(first * 1000.0, self.width // 4)
-        waves = (waves - waves.mean(-1, keepdim=True)) / waves.std(-1, correction=0, keepdim=True)
-        x = F.silu(self.dense0(waves))
-        out: Tensor = self.dense1(x if more is None else torch.cat([x, more], -1))
+        waves = sin_cos(first.to(torch.promote_types(first.dtype, torch.float32)) * 1000.0, self.width // 4)
+        waves = waves - waves.mean(-1, keepdim=True)
+        waves = waves / waves.square().mean(-1, keepdim=True).sqrt()
+        x = F.silu(self.dense0(waves.to(self.dense0.weight.dtype)))
+        out: Tensor = self.dense1(x if more is None else torch.cat([x, more.to(x.dtype)], -1))
         return out
 
 
@@ -297,8 +335,8 @@ class FITDenoiser(_Masked):
         if self_cond not in ("none", "latent"):
             raise UsageError(f"self_cond is 'none' or 'latent', not {self_cond!r}")
         width, latent = self.x_dim, self.latent_dim
-        heads = options["latent_num_heads"] if "latent_num_heads" in options else args[7]
-        ratio, normalise = options.get("mlp_ratio", 4), options.get("normalise_source", True)
+        if min(out_dim, cond_dim, 1 if in_dim is None else in_dim) < 1 or time_extra < 0:
+            raise UsageError(f"tokens and conditions have at least 1 number, not {out_dim}, {in_dim} and {cond_dim}")
         if not cond_proj and cond_dim != latent:
             raise UsageError(f"without a projection the condition has {latent} numbers, not {cond_dim}")
         self.in_dim, self.cond_dim = out_dim if in_dim is None else in_dim, cond_dim
@@ -306,33 +344,56 @@ class FITDenoiser(_Masked):
         self.time_emb = TimeEmbedding(latent, time_extra)
         self.cond_proj = nn.Linear(cond_dim, latent) if cond_proj else nn.Identity()
         self.l2c = nn.ModuleList(
-            Cross(latent, latent, heads, latent, normalise_source=normalise) for _, b in self.pattern if b
+            Cross(latent, latent, self.latent_num_heads, latent, normalise_source=self.normalise_source)
+            for _, b in self.pattern
+            if b
         )
         self.self_cond = self_cond == "latent"
         if self.self_cond:
-            self.latent_prev_proj, self.latent_prev_ln = FeedForward(latent, ratio), nn.LayerNorm(latent, EPS)
+            self.latent_prev_proj, self.latent_prev_ln = FeedForward(latent, self.mlp_ratio), nn.LayerNorm(latent, EPS)
             nn.init.zeros_(self.latent_prev_ln.weight)
         self.x_output_ln, self.x_output_linear = nn.LayerNorm(width, EPS), nn.Linear(width, out_dim)
 
     def condition(self, i: int, z: Tensor, told: Any) -> Tensor:
         """Attend the time and the condition."""
-        out: Tensor = self.l2c[i](z, told)
-        return out
+        return self.run(self.l2c[i], z, told)
 
     def forward(
         self, x: Tensor, time: Tensor, cond: Tensor, latents_prev: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         self.check_tokens(x, self.in_dim)
-        if not torch.compiler.is_compiling() and (cond.ndim not in (2, 3) or cond.shape[-1] != self.cond_dim):
-            raise InputError(f"the condition is (B, {self.cond_dim}) or (B, s, {self.cond_dim})")
+        self.check_told(len(x), time, cond, latents_prev)
         z = self.start(len(x))
         if self.self_cond:  # without latents from before, zeros go through: their biases act, as published
             before = torch.zeros_like(z) if latents_prev is None else latents_prev[:, :, : self.used]
             z = z + self.latent_prev_ln(before + self.latent_prev_proj(before))
-        projected = self.cond_proj(cond)
-        told = torch.cat([self.time_emb(time)[:, None], projected.reshape(len(x), -1, self.latent_dim)], 1)
+        projected = self.cond_proj(cond if cond.ndim == 3 else cond[:, None])
+        told = torch.cat([self.time_emb(time)[:, None], projected], 1)
         tokens, z = self.interleave(self.stem_ln(self.stem(x)) + self.x_table, z, told)
         return self.x_output_linear(self.x_output_ln(tokens)), z
+
+    def check_told(self, batch: int, time: Tensor, cond: Tensor, before: Tensor | None) -> None:
+        """Refuse what does not go with ``batch`` sequences; nothing is looked at during compilation and export.
+
+        Raises:
+            InputError: another shape of the condition, the time or the latents from before, or latents for a network
+                that does not take them.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if cond.ndim not in (2, 3) or cond.shape[-1] != self.cond_dim or len(cond) != batch:
+            told = f"({batch}, {self.cond_dim}) or ({batch}, s, {self.cond_dim})"
+            raise InputError(f"the condition is {told}, not {tuple(cond.shape)}")
+        if time.ndim not in (1, 2) or len(time) != batch:
+            raise InputError(f"the time is ({batch},), or more numbers for each, not {tuple(time.shape)}")
+        if before is None:
+            return
+        if not self.self_cond:
+            raise InputError("this network takes no latents from before: build it with self_cond='latent'")
+        wanted = (batch, self.num_groups, self.latent_dim)
+        if before.ndim != 4 or (*before.shape[:2], before.shape[3]) != wanted or before.shape[2] < self.used:
+            told = f"({wanted[0]}, {wanted[1]} groups, at least {self.used}, {wanted[2]})"
+            raise InputError(f"latents from before are {told}, not {tuple(before.shape)}")
 
 
 @register("fit", system="fit", task="token encoding")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.errors import InputError
 
-__all__ = ["from_subimages", "snake", "subimages"]
+__all__ = ["from_subimages", "glimpses", "snake", "subimages"]
 
 
 def subimages(pictures: Tensor, size: tuple[int, int], patch: int) -> Tensor:
@@ -34,6 +35,39 @@ def subimages(pictures: Tensor, size: tuple[int, int], patch: int) -> Tensor:
     return tokens.reshape(batch, (height // h) * (width // w), (h // patch) * (w // patch), -1)
 
 
+def glimpses(
+    pictures: Tensor, size: tuple[int, int], patch: int, whole: int = 1, seed: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sub-images with small copies of the whole picture before them, and which is which.
+
+    `FIT` takes the second result as its extra tokens (``extra_dim`` groups, in ``num_groups`` of as many).
+
+    Args:
+        pictures, size, patch: as `subimages`.
+        whole: copies of the whole picture, bilinearly resized to a sub-image, that come first.
+        seed: of an order of the groups that is drawn anew for each picture; None leaves them in order.
+
+    Returns:
+        (B, whole + groups, tokens, patch * patch * C), and one-hot numbers (B, whole + groups, 1, whole + groups).
+
+    Raises:
+        InputError: as `subimages`, or a negative number of copies.
+    """
+    if whole < 0:
+        raise InputError(f"there are 0 or more copies of the whole picture, not {whole}")
+    tokens = subimages(pictures, size, patch)
+    if whole:
+        small = subimages(F.interpolate(pictures, size, mode="bilinear", align_corners=False), size, patch)
+        tokens = torch.cat([small.expand(-1, whole, -1, -1), tokens], 1)
+    batch, groups = tokens.shape[:2]
+    order = torch.arange(groups).expand(batch, -1)
+    if seed is not None:
+        order = torch.rand(batch, groups, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    order = order.to(tokens.device)
+    tokens = tokens.gather(1, order[:, :, None, None].expand_as(tokens))
+    return tokens, F.one_hot(order, groups).to(tokens.dtype)[:, :, None]
+
+
 def from_subimages(tokens: Tensor, picture: tuple[int, int], size: tuple[int, int], patch: int) -> Tensor:
     """The inverse of `subimages`: (B, groups, tokens, patch * patch * C) -> (B, C, H, W).
 
@@ -44,6 +78,8 @@ def from_subimages(tokens: Tensor, picture: tuple[int, int], size: tuple[int, in
         InputError: tokens that cannot have come from such a picture.
     """
     (height, width), (h, w) = picture, size
+    if min(h, w, patch) < 1:
+        raise InputError(f"sub-images of {w} x {h} and patches of {patch} have no pixels")
     wanted = ((height // h) * (width // w), (h // patch) * (w // patch))
     if tokens.ndim != 4 or tuple(tokens.shape[1:3]) != wanted or tokens.shape[3] % patch**2:
         raise InputError(
@@ -63,7 +99,7 @@ def snake(tokens: Tensor, columns: int) -> Tensor:
     Raises:
         InputError: groups that do not divide into rows.
     """
-    if tokens.shape[1] % columns:
+    if columns < 1 or tokens.shape[1] % columns:
         raise InputError(f"{tokens.shape[1]} groups do not make rows of {columns}")
     rows = tokens.unflatten(1, (-1, columns))
     odd = torch.arange(rows.shape[1], device=tokens.device) % 2 == 1

@@ -32,20 +32,26 @@ def check_input(x: Tensor, width: int) -> None:
     """Refuse what is no map of ``width`` channels; warn where attention has one place alone to look at.
 
     Raises:
-        InputError: another rank, dtype or number of channels.
+        InputError: another rank, dtype or number of channels, or a map without places.
     """
     if torch.compiler.is_compiling():
         return
-    if x.ndim != 4 or x.shape[1] != width or not x.is_floating_point():
+    if x.ndim != 4 or x.shape[1] != width or not x.is_floating_point() or 0 in x.shape[2:]:
         raise InputError(f"subspace attention takes float maps (B, {width}, H, W), not {x.dtype} {tuple(x.shape)}")
     if x.shape[2] * x.shape[3] == 1:
         warnings.warn("subspace attention on a map of 1 x 1 doubles it and does nothing else", stacklevel=3)
 
 
+def share(logits: Tensor) -> Tensor:
+    """Soft-max over all places, (B, g, H, W) -> the same; in float32 at least, whatever comes."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.flatten(2).softmax(-1, dtype=wide).view_as(logits)
+
+
 def weighted(x: Tensor, logits: Tensor) -> Tensor:
-    """x (1 + softmax of its group's logits over all places), in float32: (B, C, H, W), (B, g, H, W) -> (B, C, H, W)."""
-    batch, groups, height, width = logits.shape
-    gain = 1 + logits.flatten(2).softmax(-1, dtype=torch.float32).view(batch, groups, 1, height, width)
+    """x (1 + softmax of its group's logits over all places): (B, C, H, W), (B, g, H, W) -> (B, C, H, W)."""
+    groups = logits.shape[1]
+    gain = 1 + share(logits).unsqueeze(2)
     return (x.unflatten(1, (groups, -1)) * gain).flatten(1, 2).to(x.dtype)
 
 
@@ -117,8 +123,7 @@ class Subspace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn_dws(self.conv_dws(x)))
         y = F.relu(self.bn_point(self.conv_point(F.max_pool2d(y, 3, 1, 1))))
-        attention = y.flatten(2).softmax(-1, dtype=torch.float32).view_as(y)
-        out: Tensor = (x + attention * x).to(x.dtype)
+        out: Tensor = (x + share(y) * x).to(x.dtype)
         return out
 
 

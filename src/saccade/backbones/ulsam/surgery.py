@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from saccade.backbones.ulsam.attention import SubspaceAttention
@@ -32,6 +34,7 @@ def replacement(block: nn.Module, name: str, groups: int) -> SubspaceAttention:
         UsageError: the block changes width or resolution, or its channels do not split.
     """
     inputs, outputs, keeps = widths_of(block, name)
+    keeps = keeps and _keeps_shape(block, inputs)
     if inputs != outputs:
         raise UsageError(f"{name} cannot be replaced by attention: it changes the width, {inputs} to {outputs}")
     if not keeps:
@@ -39,11 +42,38 @@ def replacement(block: nn.Module, name: str, groups: int) -> SubspaceAttention:
     return SubspaceAttention(outputs, groups)
 
 
+def _keeps_shape(block: nn.Module, width: int) -> bool:
+    """Whether a map has the same sides behind the block: its pools and the edges of its convolutions count too."""
+    x = torch.empty(1, width, 32, 32, device="meta")
+    try:
+        with torch.no_grad():
+            made = copy.deepcopy(block).to("meta").eval()(x)
+    except (RuntimeError, TypeError, ValueError):  # it takes more than a map, or looks at values
+        return True
+    return not isinstance(made, torch.Tensor) or made.shape[-2:] == x.shape[-2:]
+
+
 def _block(model: nn.Module, name: str) -> nn.Module:
     try:
-        return model.get_submodule(name)
+        if name:
+            return model.get_submodule(name)
+        raise AttributeError(name)
     except AttributeError:
         raise UsageError(f"{type(model).__name__} has no block named {name!r}") from None
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """The names, one of a kind and none inside another.
+
+    Raises:
+        UsageError: a block that is named twice, or a part of one that is named too.
+    """
+    told = [names] if isinstance(names, str) else list(names)
+    for i, name in enumerate(told):
+        for other in told[:i] + told[i + 1 :]:
+            if name == other or name.startswith(f"{other}."):
+                raise UsageError(f"a block takes attention once: {name} is {other} or a part of it")
+    return told
 
 
 def replace_blocks(model: nn.Module, names: Sequence[str], groups: int = 4) -> nn.Module:
@@ -55,9 +85,10 @@ def replace_blocks(model: nn.Module, names: Sequence[str], groups: int = 4) -> n
         groups: subspaces of each.
 
     Raises:
-        UsageError: no such block, or one that changes width or resolution; nothing is changed then.
+        UsageError: no such block, one that changes width or resolution, or one that is named twice; nothing is
+            changed then.
     """
-    made = {name: replacement(_block(model, name), name, groups) for name in names}
+    made = {name: replacement(_block(model, name), name, groups) for name in _apart(names)}
     for name, module in made.items():
         model.set_submodule(name, module.train(model.training))
     return model
@@ -72,7 +103,7 @@ def insert_after(model: nn.Module, names: Sequence[str], groups: int = 4) -> nn.
         UsageError: no such block, or channels that do not split into groups; nothing is changed then.
     """
     made = {}
-    for name in names:
+    for name in _apart(names):
         block = _block(model, name)
         made[name] = nn.Sequential(block, SubspaceAttention(widths_of(block, name)[1], groups))
     for name, module in made.items():
