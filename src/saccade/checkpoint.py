@@ -16,20 +16,30 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade import registry
-from saccade.errors import CheckpointError, InputError, first_line
+from saccade.errors import CheckpointError, InputError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     StateDict = dict[str, Tensor]
 
-__all__ = ["Recipe", "StateDict", "load", "load_into", "named_model", "read_header", "read_state", "save"]
+__all__ = [
+    "Recipe",
+    "StateDict",
+    "load",
+    "load_into",
+    "named_model",
+    "read_header",
+    "read_recipe",
+    "read_state",
+    "save",
+]
 
 _NESTS = ("params_ema", "params", "state_dict", "model_state", "model", "sd")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -210,7 +220,8 @@ def read_state(path: str | Path) -> tuple[StateDict, dict[str, str]]:
         from safetensors.torch import load_file
 
         try:
-            return _strip(load_file(path)), metadata
+            found = load_file(path)
+            return (found if "saccade" in metadata else _strip(found)), metadata  # our own have no wrappings
         except Exception as error:
             raise CheckpointError(f"{path} is a damaged safetensors file ({first_line(error)})") from error
     tree = _read_pickle(path)
@@ -229,9 +240,14 @@ def _few(names: list[str], limit: int = 3) -> str:
 def fit(model: nn.Module, state: StateDict, source: str) -> None:
     """Copy ``state`` into ``model``; all names and shapes must agree.
 
+    A model with a method ``refuse_state(state)`` is asked first: it may know why weights of another form do not fit.
+
     Raises:
         CheckpointError: names what is missing, what is not expected, and the first differing shape.
     """
+    refuse = getattr(model, "refuse_state", None)
+    if callable(refuse):
+        refuse(state)
     own = model.state_dict()
     state = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -318,6 +334,21 @@ def _sketch(recipe: Recipe, source: str) -> None:
     fit(model, recipe.state, source)
 
 
+def read_recipe(path: str | Path) -> Recipe:
+    """Which model a file holds, with which options, and its tensors under our names; no network is made.
+
+    Raises:
+        CheckpointError: unsafe, damaged or unknown file.
+    """
+    source = Path(path).name
+    state, metadata = read_state(path)
+    own = _own(metadata, source)
+    recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source)
+    if own and re.search(r"\d{4}|e\+?\d", json.dumps(own[1])):  # large numbers among the options
+        _sketch(recipe, source)
+    return recipe
+
+
 def load(path: str | Path) -> nn.Module:
     """Load a file of weights; the architecture and its configuration come from the file alone.
 
@@ -330,12 +361,7 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: unsafe, damaged, unknown or half-matching file.
     """
-    source = Path(path).name
-    state, metadata = read_state(path)
-    own = _own(metadata, source)
-    recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source)
-    if own and re.search(r"\d{4}|e\+?\d", json.dumps(own[1])):  # large numbers among the options
-        _sketch(recipe, source)
+    source, recipe = Path(path).name, read_recipe(path)
     model = registry.rebuild(recipe.model, recipe.options, source)
     fit(model, recipe.state, source)
     return model.eval()
@@ -343,6 +369,8 @@ def load(path: str | Path) -> nn.Module:
 
 def load_into(model: nn.Module, path: str | Path) -> None:
     """Load a file into an existing model of the same architecture and options.
+
+    A model made with ``num_classes=0`` or ``features_only=True`` takes files with a classifier all the same.
 
     Raises:
         CheckpointError: the file is for another model or other options, or does not fit.
@@ -360,7 +388,22 @@ def load_into(model: nn.Module, path: str | Path) -> None:
             raise CheckpointError(f"{source} holds {own[0]} for x{got}, you asked for x{wanted}")
         if own[0] != name:
             raise CheckpointError(f"{source} holds {own[0]}, not {name}")
+        if (options.get("features_only") or options.get("num_classes") == 0) and not own[1].get("features_only"):
+            model, state = _without_head(model, state, bool(options.get("features_only")))
     fit(model, state, source)
+
+
+def _without_head(model: nn.Module, state: StateDict, features_only: bool) -> tuple[nn.Module, StateDict]:
+    """The network to fill, and of a classifier's weights those that it has, where its head was dropped on purpose."""
+    network: Any = model.get_submodule("model") if features_only else model
+    own, heads = network.state_dict(), classifier_names(network)
+    return network, {k: v for k, v in state.items() if k in own or not (features_only or k.startswith(heads))}
+
+
+def classifier_names(network: Any) -> tuple[str, ...]:
+    """What the names of a backbone's classifiers' parameters start with."""
+    classifier = network.get_classifier()
+    return tuple({f"{n}." for n, m in network.named_modules() if m is classifier and n} | {"head.", "head_dist."})
 
 
 def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
@@ -370,15 +413,28 @@ def save(model: nn.Module, path: str | Path, **metadata: str) -> None:
 
     Raises:
         InputError: the model was not made by `saccade.create`, or the folder cannot be written.
+        UsageError: a network that `saccade.fuse` rewrote into layers that no option makes.
     """
-    from safetensors.torch import save as to_bytes
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     name = getattr(model, "saccade_name", None)
     if name is None:
         raise InputError(f"{type(model).__name__} was not made by saccade.create; save its state_dict() instead")
+    if getattr(model, "saccade_fused", False):
+        raise UsageError(
+            f"this {name} is fused, and no file could rebuild it: save it before saccade.fuse, and fuse what is loaded"
+        )
     told = json.dumps({"model": name, "options": model.saccade_options}, sort_keys=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_bytes(Path(path), to_bytes(state, metadata={"saccade": told, **metadata}))
+
+    def fill(temporary: str) -> None:
+        try:  # from the tensors to the disc: in one piece, a file would be in memory twice besides
+            save_file(state, temporary, metadata={"saccade": told, **metadata})
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path}: {first_line(error)}") from error
+
+    _replace(Path(path), fill)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -387,14 +443,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
+    _replace(path, lambda temporary: _fill(temporary, data))
+
+
+def _fill(path: str, data: bytes) -> None:
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+def _replace(path: Path, fill: Callable[[str], None]) -> None:
+    """Let ``fill`` write a temporary file beside ``path``, sync it, and give it its name."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
+        os.close(handle)
+        fill(temporary)
+        with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

@@ -157,7 +157,7 @@ def load_official(model: Any, name: str, options: Mapping[str, Any], say: Callab
     Raises:
         UsageError, UnavailableError, CheckpointError, InputError: as `official`; or the rest does not fit.
     """
-    from saccade.checkpoint import fit, read_state
+    from saccade.checkpoint import classifier_names, fit, read_state
 
     wanted = published_scale(name)
     if wanted is not None and options.get("scale") != wanted:
@@ -170,16 +170,11 @@ def load_official(model: Any, name: str, options: Mapping[str, Any], say: Callab
     if features_only:
         state = {key: value for key, value in state.items() if key in own}
     elif "num_classes" in options:
-        fresh = {key: value for key, value in own.items() if key.startswith(_heads(network))}
+        heads = classifier_names(network)
+        fresh = {key: value for key, value in own.items() if key.startswith(heads)}
         if any(key not in state or state[key].shape != value.shape for key, value in fresh.items()) or not fresh:
-            state = {key: value for key, value in state.items() if not key.startswith(_heads(network))} | fresh
+            state = {key: value for key, value in state.items() if not key.startswith(heads)} | fresh
     fit(network, state, f"the published {name}")
-
-
-def _heads(network: Any) -> tuple[str, ...]:
-    """What the names of the classifiers' parameters start with."""
-    classifier = network.get_classifier()
-    return tuple({f"{n}." for n, m in network.named_modules() if m is classifier and n} | {"head.", "head_dist."})
 
 
 def _whole(found: Published) -> bool:

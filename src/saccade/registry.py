@@ -116,7 +116,8 @@ def register(
             options, ``(variant, **options)``. Each name stands with a line about it, or with facts of its own and that
             line under ``about``. Where there are variants, ``name`` itself is the general network (and none of timm's).
         facts: further literals, e.g. ``scales=(2, 3, 4)``; ``size``, the side of a backbone's pictures, ``fixed_size``
-            where it takes no other, ``side_option``, the option that builds it for another.
+            where it takes no other, ``side_option``, the option that builds it for another, ``crop_pct``, the share of
+            a test picture's shorter side that its published weights are judged on (0.9).
     """
 
     def mark(function: F) -> F:

@@ -31,7 +31,7 @@ def _cfg(found: ModelEntry) -> dict[str, Any]:
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "interpolation": "bicubic",
-        "crop_pct": 0.9,
+        "crop_pct": float(found.facts.get("crop_pct", 0.9)),
         "classifier": "head",
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 import saccade
@@ -163,6 +165,22 @@ def test_the_dial_keeps_a_share_of_the_regions() -> None:
         model.budget = 0
 
 
+def test_the_dial_saves_what_the_routed_attention_costs_at_448_px() -> None:
+    with torch.device("meta"):
+        model = create("biformer_tiny", weights=None)
+    assert isinstance(model, BiFormer)
+    x, found = torch.empty(1, 3, 448, 448, device="meta"), []
+    for budget in (1.0, 0.5):
+        model.budget = budget
+        found.append(cost(model, x).macs)
+    saved = 0
+    for width, depth, side, (many, few) in zip(
+        (64, 128, 256), (2, 2, 8), (112, 56, 28), ((1, 1), (4, 2), (16, 8)), strict=True
+    ):
+        saved += depth * 2 * width * (many - few) * side**4 // 49  # scores and mixtures of (topk / 49) of all pairs
+    assert found[0] - found[1] == saved
+
+
 @pytest.mark.parametrize("topk", [(1, 0, 3, -1), (-1, -2, 0, 4)])
 def test_other_mixers_go_in_any_stage_and_are_read_back(topk: tuple[int, ...]) -> None:
     small = zoo.SMALL["biformer"]
@@ -231,6 +249,10 @@ def test_swin_s_layout_fuses_all_its_norms_but_the_last() -> None:
     with torch.no_grad():
         want = model(x)
         torch.testing.assert_close(fused(x), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+        for exchange in (freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm):  # no BatchNorm2d any more
+            exchanged = exchange(copy.deepcopy(model)).eval()
+            torch.testing.assert_close(exchanged(x), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+            torch.testing.assert_close(fuse(exchanged)(x), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
 
 
 def test_layer_scale_and_stochastic_depth() -> None:
@@ -265,6 +287,8 @@ def test_sizes_that_do_not_divide_are_refused_without_padding() -> None:
         ({"differentiable_routing": True}, "'hard'"),
         ({"layout": "swan"}, "layout is"),
         ({"regions": 0}, "regions"),
+        ({"mlp_ratio": 0}, "mlp_ratio is 0"),
+        ({"widths": (0, 32, 48, 64)}, "widths are"),
     ],
 )
 def test_impossible_networks_are_refused(options: dict[str, Any], says: str) -> None:

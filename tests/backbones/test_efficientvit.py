@@ -176,6 +176,16 @@ def test_another_size_resizes_the_tables(tmp_path: Path) -> None:
         torch.testing.assert_close(fuse(model)(x), model(x), rtol=2e-5, atol=2e-5)
 
 
+def test_a_fused_network_takes_other_sizes_only_where_its_windows_stay() -> None:
+    fused = fuse(small(img_size=160, window=3))  # maps of 10, 5 and 3
+    fused.set_input_size(176)
+    with torch.no_grad():
+        assert fused(SMALL.picture(size=(176, 176))).isfinite().all()
+    with pytest.raises(UsageError, match=r"set_input_size goes before saccade\.fuse"):
+        fused.set_input_size(32)
+    assert (fused.img_size, fused.size) == (176, 176)
+
+
 def test_a_table_of_the_same_windows_stays_as_it_is() -> None:
     table = torch.randn(3, 49)
     assert resized(table, 7) is table
@@ -247,6 +257,8 @@ def test_bias_tables_are_left_out_of_weight_decay() -> None:
         ({"window": 0}, "window has an entry of 0"),
         ({"heads": (0, 3, 4)}, "heads has an entry of 0"),
         ({"img_size": 15}, "img_size is 15 px"),
+        ({"img_size": (64, 96)}, r"img_size is \(64, 96\) px, it must be one whole number"),
+        ({"widths": (0, 48, 64)}, "widths has an entry of 0"),
         ({"stages": "sss"}, "no option"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,29 +13,46 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from saccade.errors import InputError, UsageError
+from saccade.budget import has_budget
+from saccade.cost import count_parameters
+from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.nn.fuse import fuse
 from saccade.registry import create, entry, list_models
 
 SYSTEMS = sorted(zoo.SMALL)
+WITH_OPTION = ("unireplknet",)  # an option makes the fused form, so it can be saved
+SLICED = ("elasticvit",)  # norms of which a slice runs, of a class of their own
 NAMES = zoo.names()
 SMALLEST = {}
 for _name in NAMES:
     SMALLEST.setdefault(entry(_name).system, _name)
-#: by default the first of every system, the others among the slow tests
-EACH = [pytest.param(n, marks=[] if n in SMALLEST.values() else pytest.mark.slow) for n in NAMES]
+#: by default the first of every system, the others among the slow tests; the smallest PIIP has 144 M parameters
+EACH = [
+    pytest.param(n, marks=[] if n in SMALLEST.values() and not n.startswith("piip") else pytest.mark.slow)
+    for n in NAMES
+]
+LARGE = 120_000_000  # parameters; with gradients and the maps of a step up to 11 bytes for each: 5.4 GB for PIIP-SBL
 
 
-LARGE = 120_000_000  # parameters
+def counted(name: str) -> int:
+    """Parameters of a registered network, on shapes alone where it can be made so."""
+    with suppress(RuntimeError), torch.device("meta"):  # a network that needs values to be made is a small one
+        return count_parameters(create(name, weights=None))
+    return count_parameters(create(name, weights=None))
 
 
-def skip_large(name: str) -> None:
-    """The largest are the code of the smaller ones, and take gigabytes; their counts are tested on shapes alone."""
-    parameters = 0
-    with torch.device("meta"), suppress(RuntimeError):  # a network that needs values to be made is a small one
-        parameters = sum(p.numel() for p in create(name, weights=None).parameters())
-    if parameters > LARGE:
-        pytest.skip(f"{parameters / 1e6:.0f} M parameters")
+@pytest.fixture
+def alone_if_large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Large networks one at a time, whatever the number of test processes: that bounds the memory that they take."""
+    if counted(request.getfixturevalue("name")) <= LARGE:
+        yield
+        return
+    import fcntl
+
+    with (tmp_path_factory.getbasetemp().parent / "large.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its process ends
+        yield
+        gc.collect()
 
 
 def near(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
@@ -45,18 +64,19 @@ def test_every_system_of_backbones_is_in_the_zoo() -> None:
     assert have == set(zoo.SMALL)
 
 
+@pytest.mark.timeout(900)  # a large one may wait for another
+@pytest.mark.usefixtures("alone_if_large")
 @pytest.mark.parametrize("name", EACH)
 def test_timm_makes_it_and_its_contract_holds(name: str) -> None:
     import timm
 
     import saccade.timm  # noqa: F401
 
-    skip_large(name)
     config = timm.get_pretrained_cfg(f"saccade_{name}")
     assert config is not None
     made = timm.create_model(f"saccade_{name}", num_classes=42)
     assert made.training, "as timm's own come"
-    assert sum(p.numel() for p in made.parameters()) < sum(p.numel() for p in create(name, None).parameters())
+    assert count_parameters(made) < counted(name)
     side = config.input_size[-1] if config.fixed_input_size else min(config.input_size[-1], 128)
     x = torch.randn(2, 3, side, side)
     out = made(x)
@@ -80,13 +100,14 @@ def test_timm_makes_it_and_its_contract_holds(name: str) -> None:
         assert isinstance(made.get_classifier(), nn.Module)
 
 
+@pytest.mark.timeout(900)  # a large one may wait for another
+@pytest.mark.usefixtures("alone_if_large")
 @pytest.mark.parametrize("name", EACH)
 def test_its_maps_are_what_they_say(name: str) -> None:
     import timm
 
     import saccade.timm  # noqa: F401
 
-    skip_large(name)
     side = entry(name).facts.get("size", 224) if entry(name).facts.get("fixed_size") else 128
     maps = timm.create_model(f"saccade_{name}", features_only=True).eval()
     with torch.no_grad():
@@ -160,6 +181,36 @@ def test_fused_it_is_the_same_function(system: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original stays as it was"
 
 
+@pytest.mark.parametrize("change", ["frozen", "synchronised"])
+@pytest.mark.parametrize("system", [s for s in SYSTEMS if s not in SLICED])
+def test_norms_that_tools_exchanged_fuse_all_the_same(system: str, change: str) -> None:
+    """timm freezes batch norms for tuning, torch synchronises them over devices: neither leaves a BatchNorm2d."""
+    from timm.utils.model import freeze_batch_norm_2d
+
+    small = zoo.SMALL[system]
+    x = small.picture()
+    with torch.no_grad():
+        want = small.make()(x)
+        exchange = freeze_batch_norm_2d if change == "frozen" else nn.SyncBatchNorm.convert_sync_batchnorm
+        near(fuse(exchange(small.make()).eval())(x), want, 2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")  # of the batch without pictures
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_any_layout_number_format_and_count_of_pictures(system: str) -> None:
+    small = zoo.SMALL[system]
+    model, x = small.make(), small.picture()
+    with torch.no_grad():
+        want = model(x)
+        near(model(x.mT.contiguous().mT), want)
+        near(model(torch.cat([x, x], 1)[:, :3]), want)
+        assert model(x[:0]).shape == (0, *want.shape[1:])
+        near(small.make().to(memory_format=torch.channels_last)(x), want)
+        doubled = small.make().double()(x.double())
+        assert doubled.dtype == torch.float64
+        near(doubled.float(), want, 1e-4)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_it_compiles_without_breaks(system: str) -> None:
     small = zoo.SMALL[system]
@@ -225,6 +276,61 @@ def test_saved_and_loaded_it_is_the_same(system: str, tmp_path: Path) -> None:
     saccade.save(model, tmp_path / "net.safetensors")
     with torch.no_grad():
         near(saccade.load(tmp_path / "net.safetensors")(x), model(x), 0)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_file_fills_a_network_whose_head_was_dropped_on_purpose(system: str, tmp_path: Path) -> None:
+    import saccade
+
+    small = zoo.SMALL[system]
+    model, x = small.make(num_classes=5), small.picture()
+    saccade.save(model, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        maps = create(small.name, tmp_path / "net.safetensors", **small.options, features_only=True)
+        for found, want in zip(maps(x), model.forward_intermediates(x, intermediates_only=True), strict=True):
+            near(found, want)
+        saccade.save(maps, tmp_path / "maps.safetensors")
+        near(saccade.load(tmp_path / "maps.safetensors")(x)[-1], maps(x)[-1], 0)
+        trunk = create(small.name, tmp_path / "net.safetensors", **{**small.options, "num_classes": 0})
+        model.reset_classifier(0)
+        near(trunk(x), model(x))
+    with pytest.raises(CheckpointError, match=r"5.*7|7.*5"):
+        create(small.name, tmp_path / "net.safetensors", **{**small.options, "num_classes": 7})
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_head_that_was_reset_is_saved_and_a_fused_network_is_not(system: str, tmp_path: Path) -> None:
+    import saccade
+
+    small = zoo.SMALL[system]
+    model, x = small.make(), small.picture()
+    model.reset_classifier(7)
+    model.eval()
+    saccade.save(model, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        near(saccade.load(tmp_path / "net.safetensors")(x), model(x), 0)
+        fused = fuse(model)
+        if fused.state_dict().keys() == model.state_dict().keys() or system in WITH_OPTION:
+            saccade.save(fused, tmp_path / "fused.safetensors")
+            near(saccade.load(tmp_path / "fused.safetensors")(x), fused(x), 0)
+            return
+    with pytest.raises(UsageError, match=r"save it before saccade\.fuse"):
+        saccade.save(fused, tmp_path / "fused.safetensors")
+    assert not (tmp_path / "fused.safetensors").exists()
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_dial_works_on_maps_too(system: str) -> None:
+    small = zoo.SMALL[system]
+    model, maps = small.make(), small.make(features_only=True)
+    assert has_budget(maps) == has_budget(model)
+    if not has_budget(model):
+        with pytest.raises(UsageError, match="no budget dial"):
+            maps.budget = 0.5
+        return
+    assert list(maps.budgets()) == list(model.budgets())
+    maps.budget = budget = min(model.budgets())
+    assert maps.budget == maps.model.budget == budget
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -32,7 +32,7 @@ def test_published_counts(name: str, side: int, millions: float, fused: float, m
     assert round(cost(model, torch.empty(1, 3, side, side, device="meta")).macs / 1e6) == macs
 
 
-@pytest.mark.parametrize("variant", ["shvit_s1", "shvit_s2"])
+@pytest.mark.parametrize("variant", ["shvit_s1", "shvit_s2", "shvit_s3", "shvit_s4"])
 def test_timm_computes_the_same(variant: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -47,6 +47,12 @@ def test_timm_computes_the_same(variant: str) -> None:
     with torch.no_grad():
         want = peer(x)
         torch.testing.assert_close(ours(x), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
+def test_stages_of_equal_width_are_merged_all_the_same() -> None:
+    model = zoo.SMALL["shvit"].make(widths=(48, 48, 48))
+    with torch.no_grad():
+        assert [m.shape[2:] for m in model.maps(torch.zeros(1, 3, 128, 64))] == [(8, 4), (4, 2), (2, 1)]
 
 
 def test_only_the_attending_channels_are_normalised_and_all_are_rectified() -> None:
@@ -92,6 +98,10 @@ def test_distillation_gives_a_pair_in_training_and_the_mean_at_rest() -> None:
         ({"kinds": ("i", "x", "s")}, r"kinds\[1\]"),
         ({"depths": (1, 2)}, "depths has 2 entries for 3 stages"),
         ({"qk_dim": (16, 16)}, "qk_dim has 2"),
+        ({"qk_dim": 0}, "qk_dim has an entry of 0"),
+        ({"depths": (1, 0, 1)}, "depths has an entry of 0"),
+        ({"widths": (0, 96, 128)}, "widths has an entry of 0"),
+        ({"drop_rate": 2}, r"drop_rate lies in \[0, 1\]"),
     ],
 )
 def test_impossible_networks_are_refused(options: dict[str, object], says: str) -> None:

@@ -143,13 +143,20 @@ def test_merging_in_training_or_twice_is_refused() -> None:
     assert merged.fuse() is merged
 
 
-def test_weights_of_the_other_form_are_refused_with_the_remedy() -> None:
+def test_weights_of_the_other_form_are_refused_with_the_remedy(tmp_path: Path) -> None:
     model = small()
     merged = fuse(model)
     with pytest.raises(CheckpointError, match=r"deploy=False.*reparameterize"):
         merged.load_state_dict(model.state_dict())
     with pytest.raises(CheckpointError, match="deploy=True"):
         model.load_state_dict(merged.state_dict())
+    options = zoo.SMALL["unireplknet"].options
+    saccade.save(model, tmp_path / "branches.safetensors")
+    with pytest.raises(CheckpointError, match=r"deploy=False.*reparameterize"):
+        create("unireplknet", tmp_path / "branches.safetensors", **options, deploy=True)
+    saccade.save(merged, tmp_path / "merged.safetensors")
+    with pytest.raises(CheckpointError, match="deploy=True"):
+        create("unireplknet", tmp_path / "merged.safetensors", **options)
 
 
 @torch.no_grad()
@@ -185,6 +192,7 @@ def test_a_classifier_can_start_small() -> None:
         ({"widths": (40, 80)}, "widths are four"),
         ({"widths": (41, 80, 160, 320)}, "even"),
         ({"depths": (1, 1, 1, 1), "kernels": ((3,), (13,), (13,), (13, 13))}, "do not go with"),
+        ({"depths": (1, 1, 1, 1), "kernels": (3, 13, 13, 13)}, "a list for each stage"),
         ({"depths": (1, 1, 1, 1), "kernels": ((3,), (12,), (13,), (13,))}, "not 12"),
         ({"depths": (1, 1, 1, 1), "kernels": ((1,), (13,), (13,), (13,))}, "not 1$"),
         ({"depths": (1, 1, 1, 1), "kernels": ((3,), (19,), (13,), (13,))}, "not 19"),

@@ -118,6 +118,7 @@ def test_statistics_can_be_kept_while_tuning() -> None:
         ({"widths": (16, 24, 32)}, "widths are four"),
         ({"depths": (1, 1, 1, 1, 1)}, "depths are four"),
         ({"ratios": (4, 4, 0, 2)}, "ratios are four"),
+        ({"proj_drop": 2}, r"proj_drop lies in \[0, 1\]"),
     ],
 )
 def test_impossible_networks_are_refused(options: dict[str, object], says: str) -> None:

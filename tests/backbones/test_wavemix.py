@@ -189,7 +189,9 @@ def official_names(model: nn.Module) -> dict[str, Tensor]:
     ("options", "registered", "reduction"),
     [
         ({"width": 16, "depth": 2, "level": 4, "patch": 8, "num_classes": 5}, "wavemix", 8),
-        ({"width": 16, "depth": 1, "level": 1, "stem": "strided", "mult": 3}, "wavemix", 4),
+        # as published, a stem of two 3x3 has stride 2 in front of four levels, and 1 in front of one
+        ({"width": 16, "depth": 1, "level": 4, "stem": "strided", "mult": 3}, "wavemix", 4),
+        ({"width": 256, "depth": 2, "level": 1, "stem": "strided", "stride": 1, "num_classes": 100}, "wavemix", 1),
         ({"width": 144, "depth": 7, "level": 1, "stem": "strided", "stride": 1}, "wavemix_cifar_144_7", 1),
     ],
 )
@@ -240,6 +242,8 @@ def test_weights_that_describe_no_network_are_refused() -> None:
         ("wavemix_x2", {"scale": 3}, "x3"),
         ("wavemix", {"stem": "pachify"}, "'patch' or 'strided'"),
         ("wavemix", {"depth": 0}, "at least 1"),
+        ("wavemix", {"level": 2.0}, "1 to 4 levels"),
+        ("wavemix", {"dropout": 1.5}, r"dropout lies in \[0, 1\]"),
         ("wavemix", {"wavelet": "db2"}, "no option"),
     ],
 )

@@ -94,6 +94,12 @@ SMALL = {
         {"depths": (1, 2, 1, 1), "widths": (16, 24, 32, 40), "group_widths": 8, "stem_width": 8, "se_ratio": 0.25},
         smallest=False,
     ),
+    "fit": Small(
+        "fit_classifier",
+        {"widths": (16, 24), "depths": (1, 2, 1, 1, 1), "heads": (2, 4), "subimage": 16, "img_size": 64},
+        other=None,
+        maps=1,
+    ),
     "foveated": Small("foveated", {"widths": (8, 12, 16, 24), "depths": (1, 1, 1, 1), "img_size": 64}, other=None),
     "hyperzzw": Small(
         "hyperzzw",

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 import saccade
-from saccade.backbones.elasticvit.architecture import SMALL, Architecture
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import SMALL
+from saccade.backbones.elasticvit.code import from_code
 from saccade.backbones.elasticvit.counting import cost_macs
 from saccade.backbones.elasticvit.network import ElasticViT, SubNetwork
 from saccade.cli import main
@@ -69,7 +71,7 @@ def test_a_search_by_cost_alone_tells_the_network_its_cost_and_that_nothing_was_
     code, out, err = run("--space", "elasticvit-small", "--macs", "9M", "--classes", "5", "--json")
     assert code == 0, err
     told = json.loads(out)
-    found = Architecture.from_code(told["code"], SMALL)
+    found = from_code(told["code"], SMALL)
     assert found == Architecture.from_dict(told["architecture"])
     assert told["cost_model_macs"] == round(1e6 * float(cost_macs(found, SMALL, 5)[0])) <= 9_000_000
     assert told["cost_model_macs"] >= 0.9 * 9_000_000

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from saccade.cost import cost
 from saccade.errors import InputError, UsageError
 from saccade.nn.moe import (
     NaiveGate,
@@ -80,6 +81,15 @@ def test_each_token_sees_its_expert_alone_and_an_empty_expert_gets_a_gradient_of
     y.sum().backward()
     assert experts[1].weight.grad is not None
     assert float(experts[1].weight.grad.abs().sum()) == 0
+
+
+def test_by_shapes_alone_tokens_are_shared_equally_and_cost_the_same() -> None:
+    experts = [nn.Linear(6, 4, bias=False) for _ in range(3)]
+    chosen = torch.tensor([0, 0, 0, 0, 2])
+    real = cost(lambda x: run_experts(x, experts, chosen), torch.zeros(5, 6), timed=False)
+    absent = [nn.Linear(6, 4, bias=False, device="meta") for _ in range(3)]
+    shapes = cost(lambda x: run_experts(x, absent, chosen.to("meta")), torch.empty(5, 6, device="meta"))
+    assert shapes.macs == real.macs == 5 * 6 * 4
 
 
 def test_in_a_graph_it_is_the_same() -> None:

@@ -73,6 +73,35 @@ def test_the_sign_gets_the_gradient_that_the_chain_rule_would_scale() -> None:
     assert float(shift.grad) == pytest.approx(2.0 * -(2**-3) * 0.6931472)
 
 
+def test_sums_of_two_powers_and_their_gradients() -> None:
+    """Straight through clamping and rounding; a sign gets what its product gets, not times the size (unsymmetric)."""
+    given = {
+        "shift_1": [-0.4, -5.0],
+        "shift_2": [-1.2, -1.0],
+        "sign_1": [0.9, 0.7],
+        "sign_2": [1.4, 0.2],
+        "sign": [-0.8, 0.6],
+    }
+    told = {name: torch.tensor([values], requires_grad=True) for name, values in given.items()}
+    weight = naive.additive_weight_of(
+        (told["shift_1"], told["shift_2"]), (told["sign_1"], told["sign_2"]), told["sign"]
+    )
+    assert weight[0].tolist() == pytest.approx([-(1 + 1 / 8) * 2 / 3, 1 / 16 * 2 / 3])
+    weight.sum().backward()
+    two_thirds, log4 = 2 / 3, 2 * 0.6931472
+    wanted = {
+        "sign": [1.0, 1.0],
+        "sign_1": [-two_thirds, two_thirds],
+        "sign_2": [-two_thirds, two_thirds],
+        "shift_1": [-two_thirds * 1 * log4, two_thirds / 16 * log4],
+        "shift_2": [-two_thirds / 8 * log4, 0.0],
+    }
+    for name, values in wanted.items():
+        grad = told[name].grad
+        assert grad is not None
+        assert grad[0].tolist() == pytest.approx(values, rel=1e-5), name
+
+
 def test_fixed_point_rounds_down_and_clips_and_lets_gradients_pass() -> None:
     x = torch.tensor([0.3, -0.3, 1e9, -1e9, 2**-17]).requires_grad_()
     y = fixed_point(x)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.backbones.elasticvit.architecture import smallest
 from saccade.backbones.elasticvit.counting import cost_macs, cost_range
 from saccade.backbones.elasticvit.evolution import Settings
+from saccade.backbones.elasticvit.space import smallest
 from saccade.backbones.elasticvit.training import WIDTH
 from saccade.reproduce import Data, Figures
 from saccade.reproduce import elasticvit as claim

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +179,7 @@ def test_it_starts_from_weights_of_other_classes(options: Options, tmp_path: Pat
         ({"smoothing": 1.0}, "--smoothing"),
         ({"mixup": -1.0}, "--mixup"),
         ({"norm_momentum": 2.0}, "norm_momentum"),
+        ({"warmup": 5}, "--warmup 5 does not end within --steps 4"),
         ({"magnitude": 31}, "--magnitude"),
         ({"model": "sesr_m5"}, "not for classification"),
         ({"data": "nowhere"}, "nowhere"),
@@ -196,6 +198,19 @@ def test_other_classes_to_measure_on_are_named(options: Options, tmp_path: Path)
         train(replace(options, validate=str(tmp_path / "val")), say=lambda _: None)
     with pytest.raises(UsageError, match="no recipe named 'best'"):
         Options.of_recipe("best")
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("fit_classifier", {"widths": (8, 8), "depths": (1, 1, 1), "heads": (1, 1)}),
+        ("tvconv_mobilenetv2", {"blocks": ((8, 8, 1), (24, 12, 2)), "stem_width": 8, "last": 16, "inter_chans": 4}),
+    ],
+)
+def test_networks_for_one_size_are_built_for_the_pictures(options: Options, name: str, small: dict[str, Any]) -> None:
+    """The side of the pictures is also what the network is built for; its file knows it."""
+    path = train(replace(options, model=name, patch=64, steps=1, model_options=small), say=lambda _: None)
+    assert saccade.load(path)(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
 
 
 def test_the_command_trains(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saccade.errors import UsageError
 from saccade.training.distillation import adaptive_alpha_divergence
 from saccade.training.supernet import Draw, gradients
 
@@ -55,6 +56,12 @@ def test_without_a_least_network_nothing_is_distilled() -> None:
     assert len(told.drawn) == 1
     assert model.weight.grad is not None
     assert not model.weight.grad[:, 3:].any()
+
+
+def test_a_step_without_networks_is_refused() -> None:
+    model, (x, labels) = Slices(), batch()
+    with pytest.raises(UsageError, match="none was drawn"):
+        gradients(model, Draw((), least=2), x, labels)
 
 
 def test_the_callers_own_backward_is_used_for_each_loss() -> None:

@@ -156,8 +156,11 @@ class WindowAttention(nn.Module):
 
     def set_side(self, side: int) -> None:
         """Take windows of another side from now on."""
+        if side != self.side and not isinstance(self.attn, CascadedGroupAttention):
+            raise UsageError("a fused EfficientViT keeps its windows: set_input_size goes before saccade.fuse")
+        if isinstance(self.attn, CascadedGroupAttention):
+            self.attn.set_side(side)
         self.side = side
-        self.attn.set_side(side)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -236,25 +239,30 @@ class EfficientViT(LeanViT):
             layers += [Block(width, heads[i], dims[i], side, kernels) for _ in range(depths[i])]
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
+        self._take(img_size)
         self.reset_classifier(self.num_classes)
 
     def _sides(self, img_size: int) -> list[int]:
-        """Sides of the windows of each stage for pictures of a size; the size is the network's from now on."""
-        if img_size < self.least:
-            raise UsageError(f"img_size is {img_size} px, it must be at least {self.least}")
-        self.img_size, self.size = img_size, None if self.any_size else img_size
+        """Side of the windows of each stage for pictures of a size."""
+        if not isinstance(img_size, int) or img_size < self.least:
+            raise UsageError(f"img_size is {img_size} px, it must be one whole number of at least {self.least}")
         return sides(img_size, self.windows)
+
+    def _take(self, img_size: int) -> None:
+        """Pictures of this side from now on, or of any."""
+        self.img_size, self.size = img_size, None if self.any_size else img_size
 
     def set_input_size(self, img_size: int) -> None:
         """Take pictures of another side from now on; bias tables whose window changes are interpolated (bicubic).
 
         Raises:
-            UsageError: a side below 16 px.
+            UsageError: a side below 16 px, or windows of another side in a fused network.
         """
         for stage, side in zip(self.stages, self._sides(img_size), strict=False):
             for block in stage.children():
                 if isinstance(block, Block):
                     block.mixer.set_side(side)
+        self._take(img_size)
         told: Any = getattr(self, "saccade_options", None)
         if isinstance(told, dict):  # what `saccade.save` writes
             told["img_size"] = img_size

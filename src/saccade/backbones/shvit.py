@@ -105,6 +105,9 @@ class SHViT(LeanViT):
         for what, given in (("depths", depths), ("partial", partial), ("kinds", kinds), ("qk_dim", dims)):
             if len(given) != len(widths):
                 raise UsageError(f"{what} has {len(given)} entries for {len(widths)} stages")
+        for what, numbers in (("depths", depths), ("qk_dim", dims)):
+            if min(numbers) < 1:
+                raise UsageError(f"{what} has an entry of {min(numbers)}, all must be at least 1")
         for i, (width, part, kind) in enumerate(zip(widths, partial, kinds, strict=True)):
             if kind not in ("i", "s"):
                 raise UsageError(f"kinds[{i}] is {kind!r}: 'i' (no attention) or 's' (single head)")

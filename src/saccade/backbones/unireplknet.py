@@ -197,7 +197,6 @@ class Block(nn.Module):
         for name in ("se", "expand"):
             getattr(merged, name).load_state_dict(getattr(self, name).state_dict())
         merged.grn.gamma.copy_(self.grn.gamma)
-        assert isinstance(self.project_norm, nn.BatchNorm2d)
         assert self.grn.beta is not None
         gain, offset = affine_of(self.project_norm)
         scale = torch.ones_like(gain) if self.scale is None else self.scale
@@ -221,7 +220,6 @@ def _merge_mixer(block: Block, merged: Block) -> None:
     mixer = block.mixer.fuse() if isinstance(block.mixer, DilatedReparam) else block.mixer
     assert isinstance(mixer, LargeDepthwise)
     assert isinstance(merged.mixer, LargeDepthwise)
-    assert isinstance(block.norm, nn.BatchNorm2d)
     assert merged.mixer.bias is not None
     gain, offset = affine_of(block.norm)
     merged.mixer.weight.copy_(mixer.weight * gain[:, None, None, None])
@@ -330,13 +328,13 @@ class UniRepLKNet(Backbone):
             object.__setattr__(self, "saccade_options", {**made_with, "deploy": True})
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """As ``nn.Module``'s.
+    def refuse_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse weights of the other form before names are compared (`saccade.checkpoint.fit` asks).
 
         Raises:
-            CheckpointError: weights of the other form; the message says what to do.
+            CheckpointError: what to do instead.
         """
-        merged = _is_merged(state_dict)
+        merged = _is_merged(state)
         if merged is not None and merged != self.deploy:
             raise CheckpointError(
                 "these weights are merged: load them into a network made with deploy=True"
@@ -344,6 +342,14 @@ class UniRepLKNet(Backbone):
                 else "these weights are in branch form: load them into a network made with deploy=False, "
                 "then call reparameterize()"
             )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As ``nn.Module``'s.
+
+        Raises:
+            CheckpointError: weights of the other form; the message says what to do.
+        """
+        self.refuse_state(state_dict)
         return super().load_state_dict(state_dict, *args, **options)
 
     def no_weight_decay(self) -> set[str]:
@@ -367,6 +373,8 @@ def _checked(kernels: Sequence[Sequence[int]] | None, depths: tuple[int, ...]) -
         if depths not in _PUBLISHED:
             raise UsageError(f"there are no published kernels for depths {depths}: give kernels, one for each block")
         return _PUBLISHED[depths]
+    if any(isinstance(stage, int) for stage in kernels):
+        raise UsageError(f"kernels are a list for each stage, one number a block, not {tuple(kernels)}")
     found = tuple(tuple(stage) for stage in kernels)
     if tuple(map(len, found)) != depths:
         raise UsageError(f"kernels for {tuple(map(len, found))} blocks do not go with depths {depths}")

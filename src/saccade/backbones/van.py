@@ -212,6 +212,8 @@ class VAN(Backbone):
         **options: Any,
     ) -> None:
         check_stages(widths=widths, ratios=ratios, depths=depths)
+        if not 0 <= proj_drop <= 1:
+            raise UsageError(f"proj_drop lies in [0, 1], not {proj_drop}")
         super().__init__(widths, (4, 8, 16, 32), **options)
         self.widths, self.ratios, self.depths = tuple(widths), tuple(ratios), tuple(depths)
         rates = rising(drop_path_rate, depths)

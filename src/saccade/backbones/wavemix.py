@@ -131,7 +131,6 @@ def _split(mix: FeedForward, channels: int) -> tuple[nn.Module, nn.Module, nn.Mo
     assert isinstance(first, nn.Conv2d)
     assert isinstance(second, nn.Conv2d)
     assert isinstance(spread, nn.ConvTranspose2d)
-    assert isinstance(norm, nn.BatchNorm2d)
     gain, offset = affine_of(norm)
     weight = first.weight[:, :, 0, 0]
     bands = torch.stack([weight[:, :channels], *weight[:, channels : 4 * channels].unflatten(1, (-1, 3)).unbind(2)], 2)
@@ -159,13 +158,15 @@ def _split(mix: FeedForward, channels: int) -> tuple[nn.Module, nn.Module, nn.Mo
 def _check(width: int, depth: int, level: int, mult: int, ff_width: int, stride: int) -> None:
     if width < 4 or width % 4:
         raise UsageError(f"width is {width}, it must divide by 4: the transform makes four bands of a quarter each")
-    if level not in (1, 2, 3, 4):
+    if not isinstance(level, int) or not 1 <= level <= 4:
         raise UsageError(f"level is {level}: there are 1 to 4 levels of the transform")
     if min(depth, mult, ff_width, stride) < 1:
         raise UsageError(f"depth, mult, ff_width and stride are at least 1, not {depth}, {mult}, {ff_width}, {stride}")
 
 
 def _blocks(width: int, depth: int, level: int, mult: int, ff_width: int, dropout: float) -> nn.Sequential:
+    if not 0 <= dropout <= 1:
+        raise UsageError(f"dropout lies in [0, 1], not {dropout}")
     return nn.Sequential(*(WaveBlock(width, level, mult, ff_width, dropout) for _ in range(depth)))
 
 
@@ -464,16 +465,18 @@ def _describe(state: StateDict, blocks: str) -> dict[str, Any]:
 
 @recognise("wavemix", keys=("layers.0.reduction.weight", "layers.0.feedforward*.5.running_var", "pool.2.weight"))
 def from_classifier(state: StateDict) -> Recipe | None:
-    """Published classifiers. The stride of a stem of two 3x3 is not in a file: 1 for the CIFAR networks, else 2."""
+    """Published classifiers.
+
+    The stride of a stem of two 3x3 is not in a file. All published ones of one level (CIFAR-10, CIFAR-100, Tiny
+    ImageNet) have 1, that of four levels (ImageNet) has 2.
+    """
     ours = _renamed(state, "stages.0")
     options = _describe(ours, "stages.0")
     options |= {"in_chans": ours["stem.0.weight"].shape[1], "num_classes": ours["head.weight"].shape[0]}
     if "stem.2.weight" in ours:
         options |= {"stem": "patch", "patch": ours["stem.2.weight"].shape[-1]}
     else:
-        options |= {"stem": "strided", "stride": 2}
-        small = {**options, "stride": 1}
-        options = small if named("", VARIANTS, small, {}).model else options
+        options |= {"stem": "strided", "stride": 1 if options["level"] == 1 else 2}
     return named("wavemix", VARIANTS, options, ours)
 
 

@@ -13,11 +13,12 @@ from saccade.cli.options import AsJson, Overwrite
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from saccade.backbones.elasticvit.architecture import Architecture, Space
+    from saccade.backbones.elasticvit.architecture import Architecture
     from saccade.backbones.elasticvit.evolution import Outcome, Settings
-    from saccade.backbones.elasticvit.latency import Predictor, Setting
+    from saccade.backbones.elasticvit.latency import Platform, Predictor
     from saccade.backbones.elasticvit.network import ElasticViT
     from saccade.backbones.elasticvit.search import Accuracy
+    from saccade.backbones.elasticvit.space import Space
 
 _TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|)")
 _ENDINGS = (".safetensors", ".onnx", ".json")
@@ -72,16 +73,16 @@ def search(
     if threads < 1 or batches < 1 or held < 1:
         raise UsageError(f"--threads, --batches and --held are at least 1, not {threads}, {batches} and {held}")
 
-    from saccade.backbones.elasticvit.latency import Setting
+    from saccade.backbones.elasticvit.latency import Platform
 
     device = chosen_device(device, backend)
     model = _supernet(weights, space, classes, seed)
-    setting = Setting(threads, backend, device, model.num_classes)
+    platform = Platform(threads, backend, device, model.num_classes)
     fitness = None if data is None else _accuracy(model, data, validate, size, batches, held, seed, device)
     settings = _settings(fitness is not None, population, generations, seed)
-    predictor = None if limit_ms is None else _predictor(model.space, setting, networks, again)
-    found = _found(model.space, limit_ms, limit_macs, fitness, settings, predictor, setting)
-    told = describe(found, model.space, setting, fitness)
+    predictor = None if limit_ms is None else _predictor(model.space, platform, networks, again)
+    found = _found(model.space, limit_ms, limit_macs, fitness, settings, predictor, platform)
+    told = describe(found, model.space, platform, fitness)
     if out is not None:
         told["file"] = str(out)
         _write(out, model, found, fitness, told)
@@ -138,7 +139,7 @@ def _supernet(weights: Path | None, space: str | None, classes: int | None, seed
     """The supernet of a file, or a fresh one."""
     import torch
 
-    from saccade.backbones.elasticvit.architecture import as_space
+    from saccade.backbones.elasticvit.catalogue import as_space
     from saccade.backbones.elasticvit.network import ElasticViT
     from saccade.checkpoint import load
     from saccade.registry import create
@@ -201,7 +202,7 @@ def _accuracy(
 # ---------------------------------------------------------------------------------------------------------------------
 # The search
 # ---------------------------------------------------------------------------------------------------------------------
-def _predictor(space: Space, setting: Setting, networks: int, again: bool) -> Predictor:
+def _predictor(space: Space, platform: Platform, networks: int, again: bool) -> Predictor:
     """The predictor for this machine: from the cache, or fitted and kept."""
     import hashlib
     import json
@@ -212,7 +213,7 @@ def _predictor(space: Space, setting: Setting, networks: int, again: bool) -> Pr
     from saccade.cache import cache_folder
     from saccade.checkpoint import write_bytes
 
-    key = json.dumps([space.to_dict(), asdict(setting), networks, machine(), versions()], sort_keys=True)
+    key = json.dumps([space.to_dict(), asdict(platform), networks, machine(), versions()], sort_keys=True)
     path = cache_folder() / "latency" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
     if path.exists() and not again:
         try:
@@ -220,7 +221,7 @@ def _predictor(space: Space, setting: Setting, networks: int, again: bool) -> Pr
         except (OSError, UsageError):  # a damaged file is made again
             pass
     typer.echo(f"measuring {networks} networks for the latency predictor; it is kept in {path.parent}", err=True)
-    found = fit(space, setting, count=networks)
+    found = fit(space, platform, count=networks)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, found.to_json().encode())
@@ -251,27 +252,28 @@ def _found(
     fitness: Accuracy | None,
     settings: Settings,
     predictor: Predictor | None,
-    setting: Setting,
+    platform: Platform,
 ) -> _Found:
     from saccade.backbones.elasticvit.latency import measure
     from saccade.backbones.elasticvit.search import below_latency, below_macs, most_macs, wide_and_shallow
 
     if limit_ms is not None:
         assert predictor is not None
-        timed = below_latency(limit_ms, predictor, fitness or most_macs(space, setting.classes), settings)
+        timed = below_latency(limit_ms, predictor, fitness or most_macs(space, platform.classes), settings)
         met = timed.measured <= limit_ms
         return _Found(timed.outcome, f"{limit_ms:g} ms", met, timed.predicted, timed.measured, timed.rounds, predictor)
     assert limit_macs is not None
-    best = fitness or wide_and_shallow(space, setting.classes)
-    outcome = below_macs(space, limit_macs, best, settings, classes=setting.classes)
-    took = measure(outcome.best.architecture, space, setting)
+    best = fitness or wide_and_shallow(space, platform.classes)
+    outcome = below_macs(space, limit_macs, best, settings, classes=platform.classes)
+    took = measure(outcome.best.architecture, space, platform)
     return _Found(outcome, f"{limit_macs:g} M MACs", True, None, took, 1, None)
 
 
-def describe(found: _Found, space: Space, setting: Setting, fitness: Accuracy | None) -> dict[str, Any]:
+def describe(found: _Found, space: Space, platform: Platform, fitness: Accuracy | None) -> dict[str, Any]:
     """Everything about what was found, as plain data."""
     from dataclasses import asdict
 
+    from saccade.backbones.elasticvit.code import to_code
     from saccade.backbones.elasticvit.counting import cost_macs, true_macs
 
     architecture, predictor = found.architecture, found.predictor
@@ -279,15 +281,15 @@ def describe(found: _Found, space: Space, setting: Setting, fitness: Accuracy | 
     return {
         "limit": found.limit,
         "met": found.met,
-        "code": architecture.to_code(space.head_dim),
+        "code": to_code(architecture, space.head_dim),
         "architecture": architecture.to_dict(),
         "resolution": architecture.resolution,
-        "cost_model_macs": round(1e6 * float(cost_macs(architecture, space, setting.classes)[0])),
-        "macs": true_macs(architecture, space, setting.classes),
+        "cost_model_macs": round(1e6 * float(cost_macs(architecture, space, platform.classes)[0])),
+        "macs": true_macs(architecture, space, platform.classes),
         "predicted_ms": found.predicted,
         "measured_ms": found.measured,
-        "threads": setting.threads,
-        "device": setting.device,
+        "threads": platform.threads,
+        "device": platform.device,
         "chosen_by": chosen_by,
         "accuracy_percent": None if fitness is None else fitness(architecture),
         "held_out_pictures": 0 if fitness is None else sum(len(labels) for _, labels in fitness.held),

@@ -77,6 +77,8 @@ class Backbone(nn.Module):
         super().__init__()
         if in_chans < 1 or num_classes < 0:
             raise UsageError(f"in_chans is at least 1 and num_classes at least 0, not {in_chans} and {num_classes}")
+        if not 0 <= drop_rate <= 1:
+            raise UsageError(f"drop_rate lies in [0, 1], not {drop_rate}")
         if len(widths) != len(reductions) or not widths:
             raise UsageError(f"{len(widths)} widths, but {len(reductions)} strides")
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
@@ -230,6 +232,11 @@ class Backbone(nn.Module):
         if not pool:
             self.head_norm = nn.Identity()
         setattr(self, self.classifier, self.make_head(num_classes) if num_classes else nn.Identity())
+        told: Any = getattr(self, "saccade_options", None)
+        if isinstance(told, dict):  # what `saccade.save` writes
+            told["num_classes"] = num_classes
+            if global_pool is not None:
+                told["global_pool"] = pool
 
     def make_head(self, num_classes: int) -> nn.Module:
         """The classifier: a linear layer, truncated normal of deviation 0.02."""
@@ -327,8 +334,8 @@ def made(
 
     Args:
         network: the class.
-        options: what the user gave; ``features_only=True`` asks for the maps alone (timm's ``FeatureGetterNet``:
-            a list of (B, C_i, H/r_i, W/r_i), finest first), ``out_indices`` for some of them.
+        options: what the user gave; ``features_only=True`` asks for the maps alone (`FeatureMaps`: a list of
+            (B, C_i, H/r_i, W/r_i), finest first), ``out_indices`` for some of them.
         variants: what each name stands for; options win.
         variant: the name that is asked for, "" for the general network.
 
@@ -343,9 +350,9 @@ def made(
     model.built_with = rest
     if not features_only:
         return model
-    from timm.models._features import FeatureGetterNet
+    from saccade.nn.feature_maps import FeatureMaps
 
-    return FeatureGetterNet(model, tuple(model.stage_numbers(out_indices)))
+    return FeatureMaps(model, tuple(model.stage_numbers(out_indices)))
 
 
 def named(

@@ -11,36 +11,42 @@ A module that has a cheaper equivalent for inference has a method ``fuse() -> nn
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from saccade.errors import UsageError
 
-__all__ = ["absorb_identity", "affine_of", "folded", "fuse", "fused_conv", "fused_linear"]
+__all__ = ["absorb_identity", "affine_of", "folded", "fuse", "fused_conv", "fused_linear", "is_batch_norm"]
 
 M = TypeVar("M", bound=nn.Module)
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
-def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
-    """Gain and offset (C,) that a batch norm applies at inference.
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Gain and offset (C,) that a batch norm applies at inference, synchronised and frozen ones included.
 
     Raises:
         UsageError: it keeps no running statistics.
     """
-    if norm.running_mean is None or norm.running_var is None:
+    told: Any = norm
+    if not is_batch_norm(norm):
         raise UsageError("a batch norm without running statistics cannot be fused")
-    gain = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        gain = gain * norm.weight
-    offset = -norm.running_mean * gain
-    return gain, offset + norm.bias if norm.affine else offset
+    gain: Tensor = (told.running_var + told.eps).rsqrt()
+    if told.affine:
+        gain = gain * told.weight
+    offset: Tensor = -told.running_mean * gain
+    return gain, offset + told.bias if told.affine else offset
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether it normalises by running statistics: torch's batch norms, and what timm's and torch's tools make of them
+    for several devices (``SyncBatchNorm``) or for tuning (``FrozenBatchNorm2d``), which are no ``BatchNorm2d``."""
+    return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
 
 
 @torch.no_grad()
-def fused_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def fused_conv(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """The convolution with bias that equals ``norm(conv(x))`` at inference."""
     gain, offset = affine_of(norm)
     made = copy.deepcopy(conv)
@@ -50,7 +56,7 @@ def fused_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 @torch.no_grad()
-def fused_linear(norm: Norm, linear: nn.Linear) -> nn.Linear:
+def fused_linear(norm: nn.Module, linear: nn.Linear) -> nn.Linear:
     """The linear layer that equals ``linear(norm(x))`` at inference."""
     gain, offset = affine_of(norm)
     made = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
@@ -63,7 +69,7 @@ def folded(layers: nn.Sequential) -> nn.Sequential:
     """The same sequence with every batch norm that follows a convolution folded into it; identities are left out."""
     made: list[nn.Module] = []
     for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d) and made and isinstance(made[-1], nn.Conv2d):
+        if made and is_batch_norm(layer) and isinstance(made[-1], nn.Conv2d):
             made[-1] = fused_conv(made[-1], layer)
         elif not isinstance(layer, nn.Identity):
             made.append(layer)
@@ -106,7 +112,16 @@ def fuse(model: M, *, inplace: bool = False) -> M:
         raise UsageError("fuse() freezes running statistics: call model.eval() first")
     if not inplace:
         model = copy.deepcopy(model)
-    return cast(M, _fused(model))
+    names, told = set(model.state_dict()), _options(model)
+    fused = _fused(model)
+    if set(fused.state_dict()) != names and _options(fused) == told:  # no option makes it: `saccade.save` refuses it
+        vars(fused)["saccade_fused"] = True
+    return cast(M, fused)
+
+
+def _options(model: nn.Module) -> dict[str, object]:
+    """What `saccade.create` made it with."""
+    return dict(getattr(model, "saccade_options", {}))
 
 
 def _fused(module: nn.Module) -> nn.Module:

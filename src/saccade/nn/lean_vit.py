@@ -93,6 +93,8 @@ class LeanViT(Backbone):
     def __init__(self, widths: Sequence[int], *, distillation: bool = False, **options: Any) -> None:
         if widths[0] % 8:
             raise UsageError(f"widths[0] is {widths[0]}, it must divide by 8: the stem doubles it three times")
+        if min(widths) < 1:
+            raise UsageError(f"widths has an entry of {min(widths)}, all must be at least 1")
         super().__init__(widths, [16 << i for i in range(len(widths))], least=16, **options)
         self.distillation = distillation
         self.stem = patch_stem(self.in_chans, widths[0])

@@ -184,11 +184,19 @@ def run_experts(x: Tensor, experts: Sequence[nn.Module], chosen: Tensor, value: 
             made = torch.where((chosen == i)[:, None], expert(x), made)
     else:
         order = chosen.argsort(stable=True)
-        counts = torch.bincount(chosen, minlength=len(experts)).tolist()
+        counts = _counts(chosen, len(experts))
         parts = x.index_select(0, order).split(counts)
         rows = torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
         made = torch.empty_like(rows).index_copy(0, order, rows)
     return made if value is None else made * value[:, None]
+
+
+def _counts(chosen: Tensor, experts: int) -> list[int]:
+    """Tokens of each expert; equal shares where only shapes are known."""
+    if chosen.is_meta:
+        return [len(part) for part in chosen.tensor_split(experts)]
+    found: list[int] = torch.bincount(chosen, minlength=experts).tolist()
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.backbones.elasticvit.architecture import PUBLISHED, SMALL, Architecture, largest, smallest
+from saccade.backbones.elasticvit.architecture import Architecture
+from saccade.backbones.elasticvit.catalogue import PUBLISHED, SMALL
+from saccade.backbones.elasticvit.code import to_code
 from saccade.backbones.elasticvit.counting import cost_macs, cost_range
 from saccade.backbones.elasticvit.evolution import Settings
 from saccade.backbones.elasticvit.network import ElasticViT
@@ -33,6 +35,7 @@ from saccade.backbones.elasticvit.sampling import (
     uniform_rows,
 )
 from saccade.backbones.elasticvit.search import Accuracy, below_macs
+from saccade.backbones.elasticvit.space import largest, smallest
 from saccade.backbones.elasticvit.training import LEVELS, WIDTH
 from saccade.data.shapes import Shapes, shapes
 from saccade.registry import create
@@ -76,7 +79,7 @@ def run(data: Data, seed: int) -> Figures:
         figures |= {f"accuracy_{name}_{key}": test(net) for key, net in nets.items()}
         figures |= {
             f"macs_{name}_searched": round(1e6 * macs(found[name])),
-            f"code_{name}": str(found[name].to_code(8)),
+            f"code_{name}": str(to_code(found[name], 8)),
         }
     options = {"architecture": found["neighbours"].to_dict(), "space": SPACE.to_dict(), "num_classes": CLASSES}
     alone = learn(seeded(lambda: create("elasticvit_subnet", weights=None, **options), seed), STEPS, seed, what="alone")

@@ -119,6 +119,8 @@ class Options(trainer.Options):
         for name in ("mixup", "cutmix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"--{name} must not be negative, not {getattr(self, name)}")
+        if self.warmup > self.steps and self.warmup != type(self).warmup:  # the default one may be cut short in trials
+            raise UsageError(f"--warmup {self.warmup} does not end within --steps {self.steps}")
         if not 0 <= self.norm_momentum <= 1:
             raise UsageError(f"norm_momentum lies in [0, 1], not {self.norm_momentum}")
         if not 0 <= self.magnitude <= 30 or self.operations < 0 or self.workers < 0:
@@ -139,7 +141,9 @@ class Options(trainer.Options):
 
     def created(self) -> dict[str, Any]:
         dropped = {"drop_rate": self.drop, "drop_path_rate": self.drop_path}
-        return {"num_classes": len(_read(self.data).classes)} | {k: v for k, v in dropped.items() if v}
+        side = registry.entry(self.model).facts.get("side_option")  # of networks that are built for one size
+        own = {side: self.patch} if side else {}
+        return {"num_classes": len(_read(self.data).classes)} | own | {k: v for k, v in dropped.items() if v}
 
     def prepare(self, model: nn.Module) -> None:
         for module in model.modules() if self.norm_momentum else ():

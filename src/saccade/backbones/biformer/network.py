@@ -22,7 +22,7 @@ from saccade.errors import UsageError
 from saccade.nn.backbone import Backbone, made
 from saccade.nn.conv_norm import ConvNorm
 from saccade.nn.drop_path import drop_path, rising
-from saccade.nn.fuse import absorb_identity, affine_of, fused_linear
+from saccade.nn.fuse import absorb_identity, affine_of, fused_linear, is_batch_norm
 from saccade.registry import register
 
 __all__ = ["VARIANTS", "BiFormer"]
@@ -42,13 +42,6 @@ class Position(nn.Module):
     def fuse(self) -> nn.Module:
         """One depthwise convolution."""
         return absorb_identity(copy.deepcopy(self.conv))
-
-
-class BatchNormLast(nn.BatchNorm2d):
-    """Batch norm on a map with channels last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class NormConv(nn.Module):
@@ -91,18 +84,18 @@ class Block(nn.Module):
         self.pos_embed: nn.Module = nn.Identity() if swin else Position(width)
         self.norm1: nn.Module
         self.norm2: nn.Module
-        self.norm1, self.norm2 = ((BatchNormLast(width) if swin else nn.LayerNorm(width, eps=1e-6)) for _ in "am")
+        self.norm1, self.norm2 = ((nn.BatchNorm2d(width) if swin else nn.LayerNorm(width, eps=1e-6)) for _ in "am")
         self.attn = mixer
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
         self.drop = drop_path(rate)
-        scales = [nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None for _ in "am"]
+        scales = [nn.Parameter(torch.full((width,), float(layer_scale))) if layer_scale else None for _ in "am"]
         self.gamma1, self.gamma2 = scales
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pos_embed(x).permute(0, 2, 3, 1)  # (B, H, W, C)
-        branch = self.attn(self.norm1(x))
+        branch = self.attn(_normed(self.norm1, x))
         x = x + self.drop(branch if self.gamma1 is None else branch * self.gamma1)
-        branch = self.mlp(self.norm2(x))
+        branch = self.mlp(_normed(self.norm2, x))
         x = x + self.drop(branch if self.gamma2 is None else branch * self.gamma2)
         return x.permute(0, 3, 1, 2)
 
@@ -111,15 +104,21 @@ class Block(nn.Module):
         made = copy.deepcopy(self)
         if isinstance(made.pos_embed, Position):
             made.pos_embed = made.pos_embed.fuse()
-        if isinstance(made.norm1, BatchNormLast) and isinstance(made.attn, BiLevelRoutingAttention | FullAttention):
+        if is_batch_norm(made.norm1) and isinstance(made.attn, BiLevelRoutingAttention | FullAttention):
             made.attn.qkv = fused_linear(made.norm1, made.attn.qkv)
             made.norm1 = nn.Identity()
-        if isinstance(made.norm2, BatchNormLast):
+        if is_batch_norm(made.norm2):
             expand = made.mlp[0]
             assert isinstance(expand, nn.Linear)
             made.mlp[0] = fused_linear(made.norm2, expand)
             made.norm2 = nn.Identity()
         return made
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm on a map with channels last; batch norms, of whatever class a tool made of them, take them first."""
+    out: Tensor = norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if is_batch_norm(norm) else norm(x)
+    return out
 
 
 class BiFormer(Backbone):
@@ -164,7 +163,7 @@ class BiFormer(Backbone):
         learned_routing: bool = False,
         **options: Any,
     ) -> None:
-        _check(widths, depths, topk, regions, head_dim, layout)
+        _check(widths, depths, topk, regions, head_dim, mlp_ratio, layout)
         super().__init__(widths, [4 << i for i in range(len(widths))], **options)
         self._budget, swin = 1.0, layout == "swin"
         routing = {"soft": soft_routing, "differentiable": differentiable_routing, "learned": learned_routing}
@@ -234,19 +233,29 @@ class BiFormer(Backbone):
 
 
 def _check(
-    widths: Sequence[int], depths: Sequence[int], topk: Sequence[int], regions: int, head_dim: int, layout: str
+    widths: Sequence[int],
+    depths: Sequence[int],
+    topk: Sequence[int],
+    regions: int,
+    head_dim: int,
+    mlp_ratio: float,
+    layout: str,
 ) -> None:
     for what, given in (("depths", depths), ("topk", topk)):
         if len(given) != len(widths):
             raise UsageError(f"{what} has {len(given)} entries for {len(widths)} stages")
     if layout not in ("biformer", "swin"):
         raise UsageError(f"layout is 'biformer' or 'swin', not {layout!r}")
+    if min(widths) < 2:
+        raise UsageError(f"widths are numbers of at least 2, one a stage, not {tuple(widths)}")
     if regions < 1 or head_dim < 1 or min(depths) < 1:
         raise UsageError(f"regions, head_dim and depths are at least 1, not {regions}, {head_dim} and {tuple(depths)}")
+    if int(mlp_ratio * min(widths)) < 1:
+        raise UsageError(f"mlp_ratio is {mlp_ratio}, which leaves the feed-forward of {min(widths)} channels none")
     for i, (width, k) in enumerate(zip(widths, topk, strict=True)):
         if k < FULL:
             raise UsageError(f"topk[{i}] is {k}: a number of regions, or 0, -1 or -2 for another mixer")
-        if k > 0 and width % head_dim:
+        if k > 0 and (width < head_dim or width % head_dim):
             raise UsageError(f"widths[{i}] is {width}, it must divide by head_dim, {head_dim}")
 
 

@@ -57,9 +57,9 @@ def idwt(low: Tensor, high: Tensor, size: tuple[int, int] | None = None) -> Tens
         InputError: bands that do not go together, or a size that they cannot have come from.
     """
     shape = (*low.shape[:-2], 3, *low.shape[-2:])
-    if low.ndim < 2 or high.shape != shape or high.dtype != low.dtype:
+    if low.ndim < 2 or high.shape != shape or high.dtype != low.dtype or not low.is_floating_point():
         told = f"{low.dtype} {tuple(low.shape)} and {high.dtype} {tuple(high.shape)}"
-        raise InputError(f"bands are (..., h, w) and (..., 3, h, w) of one dtype, not {told}")
+        raise InputError(f"bands are (..., h, w) and (..., 3, h, w) of one floating-point dtype, not {told}")
     made = strided.synthesis(low, high)
     if size is None:
         return made
