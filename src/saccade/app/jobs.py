@@ -6,12 +6,16 @@ uploaded file -- checked against the limits -- job -- result file, two previews 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saccade.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["JOBS", "TASKS", "Limits", "Outcome", "offered", "run"]
 
@@ -44,6 +48,9 @@ class Limits:
         frames: of a clip.
         max_memory: bytes that a job may hold.
         threads: of the processor; 0 for all.
+
+    Raises:
+        UsageError: a limit that lets nothing pass, or a negative number of threads.
     """
 
     megabytes: float = 64.0
@@ -51,6 +58,14 @@ class Limits:
     frames: int = 900
     max_memory: int = 2 << 30
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("megabytes", "megapixels", "frames", "max_memory"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"the page's limit of {name} must be a positive number, not {value:g}")
+        if self.threads < 0:
+            raise UsageError(f"threads must not be negative, got {self.threads}")
 
 
 @dataclass
@@ -103,8 +118,8 @@ def run(
     if not low <= dial <= high:
         raise UsageError(f"the dial of {job} lies between {low:g} and {high:g}, not {dial:g}")
     path = Path(source)
-    pixels, clip = _checked(path, limits)
-    progress = _Progress(advance, pixels)
+    pixels, most, clip = _checked(path, limits)
+    progress = _Progress(advance, pixels, most, f"{path.name} has more than the {limits.frames} frames of this page")
     if job == "score":
         return _score(path, clip, dial, limits)
     if job == "rescale":
@@ -113,19 +128,22 @@ def run(
 
 
 class _Progress:
-    """Pixels done as a fraction."""
+    """Pixels done as a fraction; ends a clip that goes on beyond what its header told."""
 
-    def __init__(self, advance: Any, total: float) -> None:
-        self.advance, self.total, self.done = advance, max(1.0, total), 0.0
+    def __init__(self, advance: Any, total: float, most: float, too_many: str) -> None:
+        self.advance, self.total, self.most, self.too_many = advance, max(1.0, total), most, too_many
+        self.done = 0.0
 
     def __call__(self, pixels: float) -> None:
         self.done += pixels
+        if self.done > self.most:
+            raise InputError(self.too_many)
         if self.advance is not None:
             self.advance(min(1.0, self.done / self.total))
 
 
-def _checked(path: Path, limits: Limits) -> tuple[float, bool]:
-    """Pixels of all frames, and whether it is a clip.
+def _checked(path: Path, limits: Limits) -> tuple[float, float, bool]:
+    """Pixels of all frames as the header tells them, pixels that are too many, and whether it is a clip.
 
     Raises:
         InputError: no picture, or one beyond the limits.
@@ -149,7 +167,8 @@ def _checked(path: Path, limits: Limits) -> tuple[float, bool]:
         raise InputError(
             f"{path.name} has {width * height / 1e6:.0f} megapixels; this page takes {limits.megapixels:g}"
         )
-    return float(width * height * frames), frames > 1 or is_video(path)
+    most = width * height * limits.frames if is_video(path) else math.inf
+    return float(width * height * frames), most, is_video(path)
 
 
 # -- jobs
@@ -250,19 +269,31 @@ def _previews(source: Path, made: Path, folder: Path, clip: bool) -> tuple[Path,
 
 
 def _picture(path: Path) -> Any:
-    """A PIL image in RGB, transparency on white."""
+    """A PIL image in RGB, its longer side below twice `PREVIEW`, transparency on white; read a few rows at a time."""
     import numpy as np
     from PIL import Image
 
-    from saccade.io import read_picture
+    from saccade.io import open_picture
 
-    colour, alpha, _ = read_picture(path)
-    if colour.dtype == np.uint16:
-        colour, alpha = (colour // 257).astype(np.uint8), None if alpha is None else (alpha // 257).astype(np.uint8)
+    with open_picture(path) as reader:
+        step = max(1, max(reader.width, reader.height) // PREVIEW)
+        across, down = min(step, reader.width), min(step, reader.height)
+        strips = [_means(*pixels, down, across) for pixels in reader.strips(down * max(1, 64 // down))]
+    return Image.fromarray(np.concatenate([strip for strip in strips if len(strip)]))
+
+
+def _means(colour: np.ndarray, alpha: np.ndarray | None, down: int, across: int) -> np.ndarray:
+    """(h, w, 1 or 3) on white, the mean of every ``down`` x ``across`` pixels: uint8 (h // down, w // across, 3)."""
+    import numpy as np
+
+    full = float(np.iinfo(colour.dtype).max)
+    pixels = colour / np.float32(full)
     if alpha is not None:
-        share = alpha[:, :, None].astype(np.float32) / 255
-        colour = np.rint(colour * share + 255 * (1 - share)).astype(np.uint8)
-    return Image.fromarray(np.repeat(colour, 3, 2) if colour.shape[2] == 1 else colour)
+        pixels = 1 + (pixels - 1) * (alpha[:, :, None] / np.float32(full))
+    height, width = (n // m for n, m in zip(colour.shape, (down, across), strict=False))
+    blocks = pixels[: height * down, : width * across].reshape(height, down, width, across, -1)
+    made: np.ndarray = np.rint(blocks.mean((1, 3)) * 255).astype(np.uint8)
+    return np.repeat(made, 3, 2) if made.shape[2] == 1 else made
 
 
 def _first_frame(path: Path) -> Any:

@@ -20,9 +20,14 @@ def app(
 
     Works offline. Files live in a temporary folder, are removed after half an hour and when the page is closed.
     """
+    import signal
+    import sys
+
     from saccade.cli.batch import parse_bytes, spare_processor
 
     spare_processor()
+    # a service manager ends programs so; without this nothing would remove the files
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from saccade.app.jobs import Limits
     from saccade.app.page import Page
 
