@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -304,23 +305,47 @@ def benchmarks_page() -> str:
         "takes half the time. `saccade bench upscale` measures again on yours.",
         "",
     ]
-    files = sorted(SPEED.glob("*.json"))
-    if not any(_rows(path) for path in files):
+    suites = _suites()
+    if not any(_rows(path) for files in suites.values() for path in files):
         return "\n".join([*lines, "Nothing has been recorded yet.", ""])
-    for path in files:
-        rows = _rows(path)
+    for name, files in suites.items():
+        rows = [row for path in files for row in _rows(path)]
         if rows:
-            lines += [f"## {path.stem.replace('_', ' ').capitalize()}", "", speed_rows(rows), ""]
-            content = read(path)
-            if isinstance(content, dict):
-                facts = [words(content[key]) for key in ("machine", "versions", "seconds", "date") if content.get(key)]
-                lines += [". ".join(facts) + "." if facts else "", ""]
+            lines += [f"## {name.replace('_', ' ').capitalize()}", "", speed_rows(rows), ""]
+            for path in files:
+                lines += [*_facts(path), ""]
     return "\n".join(lines)
+
+
+_THREADS = re.compile(r"(.+)_(\d+)threads")
+
+
+def _suites() -> dict[str, list[Path]]:
+    """Files of results by what was run: ``backbones.json``, and ``backbones_4threads.json`` of the same on more."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(SPEED.glob("*.json")):
+        more = _THREADS.fullmatch(path.stem)
+        found.setdefault(more[1] if more else path.stem, []).append(path)
+    return found
+
+
+def _facts(path: Path) -> list[str]:
+    """Under what conditions a file of results was made, and what it says beside its rows."""
+    content = read(path)
+    if not isinstance(content, dict):
+        return []
+    facts = [words(content[key]) for key in ("machine", "versions", "seconds", "date") if content.get(key)]
+    notes = content.get("notes")
+    more = _THREADS.fullmatch(path.stem)
+    told = [f"{more[2]} threads", *facts] if more else facts
+    listed = [f"- {note}" for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+    return [". ".join(told) + "." if facts else "", *([""] if listed else []), *listed]
 
 
 def speed_table(slug: str) -> str:
     """The recorded speed rows of one system."""
-    rows = [row for path in sorted(SPEED.glob("*.json")) for row in _rows(path) if row.get("system") == slug]
+    found = [path for files in _suites().values() for path in files]
+    rows = [row for path in found for row in _rows(path) if row.get("system") == slug]
     return speed_rows(rows) if rows else missing("speed rows", slug)
 
 
@@ -331,9 +356,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def speed_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with any of the usual keys as a table; keys that no row has make no column, the commands stand below."""
+    """Rows with any of the usual keys as a table; keys that no row has make no column, the commands stand below.
+
+    Where a job was measured at several numbers of threads, it is one line, and each number has its columns.
+    """
     titles = {
         "what": "what",
+        "size": "size",
         "ours_ms": "ours, ms",
         "peer": "alternative",
         "peer_ms": "alternative, ms",
@@ -341,9 +370,34 @@ def speed_rows(rows: Sequence[dict[str, Any]]) -> str:
         "threads": "threads",
     }
     used = {key: title for key, title in titles.items() if any(row.get(key) is not None for row in rows)}
-    made = table(tuple(used.values()), [tuple(number(row.get(key)) for key in used) for row in rows])
+    jobs: dict[tuple[Any, ...], dict[Any, dict[str, Any]]] = {}
+    seen: Counter[tuple[Any, ...]] = Counter()  # rows that differ in what is not shown stay rows of their own
+    for row in rows:
+        job = tuple(str(row.get(key)) for key in ("system", "what", "size", "peer"))
+        threads = row.get("threads")
+        jobs.setdefault((*job, seen[(*job, threads)]), {})[threads] = row
+        seen[(*job, threads)] += 1
+    if any(len(at) > 1 for at in jobs.values()):
+        made = _side_by_side(used, list(jobs.values()))
+    else:
+        made = table(tuple(used.values()), [tuple(number(row.get(key)) for key in used) for row in rows])
     commands = sorted({str(row["command"]) for row in rows if row.get("command")})
     return made + ("\n\n" + ", ".join(f"`{c}`" for c in commands) + " printed this." if commands else "")
+
+
+def _side_by_side(titles: dict[str, str], jobs: Sequence[dict[Any, dict[str, Any]]]) -> str:
+    """A line a job; times and ratios have a column for each number of threads."""
+    told = [key for key in ("what", "size", "peer") if key in titles]
+    measured = [key for key in ("ours_ms", "peer_ms", "ratio") if key in titles]
+    counts = sorted({count for at in jobs for count in at if isinstance(count, int)})
+    head = [titles[key] for key in told] + [f"{titles[key]}, {n} threads" for n in counts for key in measured]
+    cells = []
+    for at in jobs:
+        some = next(iter(at.values()))
+        cells.append(
+            [number(some.get(k)) for k in told] + [number(at.get(n, {}).get(k)) for n in counts for k in measured]
+        )
+    return table(head, cells)
 
 
 def backbones_table(_: str) -> str:

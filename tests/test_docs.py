@@ -94,6 +94,26 @@ def test_speed_rows_become_a_table_with_their_commands(hooks: ModuleType) -> Non
     assert "No speed rows" in hooks.speed_table("pcsr")
 
 
+def test_results_at_several_numbers_of_threads_stand_side_by_side(hooks: ModuleType) -> None:
+    row = {"system": "van", "what": "van_b0", "size": "224x224", "peer": "plainly", "ours_ms": 13.4, "peer_ms": 49.6}
+    alone = {**row, "size": "512x512", "ours_ms": 49.1, "ratio": 4.53, "threads": 2}
+    two = {"rows": [{**row, "ratio": 3.7, "threads": 2}, alone], "notes": ["two notes", 3], "machine": "4 cores"}
+    four = {"rows": [{**row, "ours_ms": 8.5, "ratio": 2.9, "threads": 4}], "machine": "4 cores", "notes": ["of four"]}
+    put(hooks.SPEED, "backbones.json", two)
+    assert "| van_b0 | 224x224 | 13.4 | plainly | 49.6 | 3.7 | 2 |" in hooks.speed_table("van")
+    put(hooks.SPEED, "backbones_4threads.json", four)
+    shown = hooks.speed_table("van").splitlines()
+    assert shown[0].endswith(
+        "| ratio, 2 threads | ours, ms, 4 threads | alternative, ms, 4 threads | ratio, 4 threads |"
+    )
+    assert shown[2] == "| van_b0 | 224x224 | plainly | 13.4 | 49.6 | 3.7 | 8.5 | 49.6 | 2.9 |"
+    assert shown[3] == "| van_b0 | 512x512 | plainly | 49.1 | 49.6 | 4.53 |  |  |  |"
+    page = hooks.benchmarks_page()
+    assert page.count("## Backbones") == 1
+    assert "4 cores.\n\n- two notes\n" in page
+    assert "4 threads. 4 cores.\n\n- of four\n" in page
+
+
 def test_the_table_of_systems_has_all_81_and_links_to_their_pages(hooks: ModuleType) -> None:
     page = hooks.systems_page()
     assert sum(line.startswith("| ") and "arXiv" in line for line in page.splitlines()) == 81

@@ -35,6 +35,19 @@ def test_blocks_of_other_kinds_have_as_many_parameters_and_all_run() -> None:
     assert sum("to the power of" in note for note in notes) == 3
 
 
+def test_blocks_that_the_memory_does_not_hold_are_named_with_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "available", lambda: 12 << 30)  # as the machine of a small user
+    kept, notes = bench._fitting(bench._blocks(), 2048)
+    assert list(kept) == ["Serpent block by saccade", "Restormer-class block"]
+    (said,) = notes
+    assert said.startswith("without SwinIR-class block, windows of 8 at 2048x2048: it needs 17.")
+    assert said.endswith("GiB (counted), 12.0 were there.")
+    monkeypatch.setattr(bench, "available", lambda: 1)
+    assert bench._block_rows(1, 1, (16, 32))[0] == []
+    monkeypatch.setattr(bench, "available", lambda: 0)  # a system that does not tell
+    assert len(bench._fitting(bench._blocks(), 1024)[0]) == 3
+
+
 def test_growth_tells_pixels_seconds_and_bytes() -> None:
     (small, large) = bench.growth(((32, 16), (64, 48)))
     assert (small[0], large[0]) == (512, 3072)

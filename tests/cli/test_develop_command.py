@@ -229,6 +229,9 @@ def test_a_raw_without_white_balance_is_estimated(tmp_path: Path) -> None:
         (("unprocess", "photo.png", "-o", "x.jpg"), 2, "dng, npz, tiff"),
         (("unprocess", "photo.png", "--pattern", "xtrans"), 2, "no Bayer pattern"),
         (("unprocess", "photo.png", "--seed", "1", "--model", "isp.safetensors"), 2, "seed draws a camera"),
+        (("unprocess", "photo.png", "--seed", str(1 << 70)), 2, "a seed lies between"),
+        (("unprocess", "clip.mp4"), 1, "clip.mp4 is a clip"),
+        (("develop", "clip.mp4"), 1, "clip.mp4 is a clip"),
         (("unprocess", "notes.txt"), 1, "holds text"),
         (("unprocess", "dot.png"), 1, "no Bayer cell"),
     ],
@@ -238,7 +241,7 @@ def test_bad_input_is_one_line_and_nothing_written(run: Run, arguments: tuple[st
     photo("ok.png", 32, 32)
     unprocess("ok.png", "ok.dng")
     Image.new("RGB", (1, 1)).save("dot.png")
-    for name in ("text.dng", "notes.txt"):
+    for name in ("text.dng", "notes.txt", "clip.mp4"):
         Path(name).write_text("only words\n")
     save(create("model_isp_tiny", weights=None), Path("isp.safetensors"))
     save(create("sesr_m3", scale=2, weights=None), Path("sesr.safetensors"))

@@ -76,6 +76,16 @@ def test_a_folder_gets_a_table(folder: Path, model: str, capsys: pytest.CaptureF
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_table_that_could_not_be_written_is_refused_before_anything_is_scored(
+    folder: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saccade.quality.reiqa.scoring import Scorer
+
+    monkeypatch.setattr(Scorer, "scores", lambda *_: pytest.fail("scored"))
+    run("score", folder, "--model", model, "--csv", folder.parent / "none" / "t.csv", code=1)
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_bad_files_are_named_and_make_the_exit_code_1(
     folder: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +119,7 @@ def test_the_best_are_copied_and_the_worst_moved(folder: Path, model: str, capsy
         (["--move", "b"], "--best N or --worst N"),
         (["--best", "-1"], "1 or more"),
         (["--side", "10"], "at least 256"),
+        (["--threads", "-1"], "threads must not be negative"),
         (["--budget", "0"], "budget"),
         (["--model", "sesr_m5"], "gives no scores"),
         (["--model", "reiqa_smal"], "reiqa_small"),
@@ -147,6 +158,16 @@ def test_a_fitted_regressor_scores(folder: Path, model: str, capsys: pytest.Capt
     run("score", folder, "--model", model, "--regressor", out, "--sort", "--json", "--threads", 1)
     rows = json.loads(capsys.readouterr().out)["results"]
     assert all("sharp" in row["path"] for row in rows[:6])
+
+
+@pytest.mark.parametrize("what", ["iqa", "reiqa"])
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(
+    what: str, folder: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder.parent / "none" / "r.safetensors"
+    words = ["--scores", folder / "nothing.csv"] if what == "iqa" else ["--data", folder / "nothing"]
+    run("train", what, *words, "-o", out, code=1)
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_given_split_is_used_and_leakage_refused(

@@ -183,6 +183,14 @@ def test_photographs_need_no_video_codec(monkeypatch):
     assert SecondOrder(4, video=False)(pictures(1, 64), np.random.default_rng(0)).shape == (1, 3, 16, 16)
 
 
+@pytest.mark.parametrize(
+    "clip", [torch.full((2, 3, 32, 32), 200, dtype=torch.uint8), torch.full((2, 3, 32, 32), 200.0)]
+)
+def test_bytes_and_pixels_of_0_to_255_are_refused(clip):
+    with pytest.raises(InputError, match="float pictures"):
+        SecondOrder(2, video=False)(clip, np.random.default_rng(0))
+
+
 def test_neighbouring_frames_are_degraded_alike():
     clip = pictures(1, 64).expand(6, 3, 64, 64)
     quiet = Stage(gaussian=(0.0, 0.1), poisson=(0.0, 0.01), quality=(95, 95))

@@ -150,6 +150,20 @@ def test_more_pixels_than_allowed_or_than_the_file_can_hold_are_refused(tmp_path
         read_raw(path, max_pixels=10**10)
 
 
+def test_a_colour_filter_array_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = dng(tmp_path / "a.dng")
+    data = bytearray(path.read_bytes())
+    at = data.index(struct.pack("<HHI", 33422, 1, 4))
+    for place, value, said in (
+        (at + 1, 98, "not known"),
+        (at + 9, 98, "its cells are rrgb"),
+    ):  # its tag, its second cell
+        path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+        with pytest.raises(InputError, match=said) as caught:
+            read_raw(path)
+        assert str(caught.value).count("cannot read") == 1
+
+
 @given(at=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=6))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_end_in_an_error_or_in_pixels_never_in_a_crash(tmp_path: Path, at: list[tuple[int, int]]) -> None:

@@ -369,6 +369,10 @@ def test_a_folder_that_cannot_be_written_to_only_costs_the_compilation() -> None
         ({"A": torch.full((6, 4), torch.nan)}, "negative and finite"),
         ({"delta": torch.full((2, 6, 5), torch.nan)}, "not a number"),
         ({"delta": torch.full((2, 6, 5), torch.inf)}, "infinite"),
+        ({"delta_bias": torch.full((6,), torch.nan)}, "not a number"),
+        ({"delta_bias": torch.full((6,), torch.inf)}, "infinite"),
+        ({"A": -torch.ones(6, 4, dtype=torch.complex64)}, "real numbers"),
+        ({"C": torch.ones(2, 2, 4, 5, dtype=torch.complex64)}, "real numbers"),
     ],
 )
 def test_what_makes_no_scan_is_refused(changed: dict[str, Tensor], said: str) -> None:
@@ -380,6 +384,8 @@ def test_steps_back_in_time_and_empty_sequences_are_refused() -> None:
     x = draw((2, 2, 3, 4, 5), torch.float32)
     with pytest.raises(InputError, match="positive without softplus"):
         selective_scan(**x)
+    with pytest.raises(InputError, match="positive without softplus"):
+        selective_scan(**{**x, "delta": torch.full((2, 6, 5), 0.1), "delta_bias": torch.full((6,), -5.0)})
     with pytest.raises(InputError, match="at least one element"):
         selective_scan(**draw((2, 2, 3, 4, 0), torch.float32), softplus=True)
     with pytest.raises(UsageError, match="'fast'"):

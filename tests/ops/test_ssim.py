@@ -87,6 +87,16 @@ def test_low_precision_of_matrix_products_does_not_enter() -> None:
     torch.testing.assert_close(found.double(), true, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_automatic_mixed_precision_does_not_enter(half: torch.dtype, fast: bool) -> None:
+    a, b = planes(2, 40, 44, noise=0.01)
+    with torch.autocast("cpu", half):
+        found = both(a, b, gaussian(11, 1.5), True, fast)
+    for x, y in zip(found, both(a, b, gaussian(11, 1.5), True, fast), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_views_and_strides_do_not_matter() -> None:
     a, b = planes(2, 3, 40, 44)
     wanted = similarity(a, b, gaussian(11, 1.5), **CONSTANTS)

@@ -63,6 +63,16 @@ def test_colour_goes_there_and_back() -> None:
         torch.testing.assert_close(back, rgb, atol=tolerance, rtol=0)
 
 
+def test_colours_looked_at_in_inference_mode_first_can_be_trained_on_afterwards() -> None:
+    rgb = torch.rand(1, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ycbcr_to_rgb(rgb_to_ycbcr(rgb))
+    rgb.requires_grad_()
+    ycbcr_to_rgb(rgb_to_ycbcr(rgb)).sum().backward()
+    assert rgb.grad is not None
+    torch.testing.assert_close(rgb.grad, torch.ones_like(rgb))
+
+
 def test_luma_is_the_first_channel_of_ycbcr() -> None:
     rgb = torch.rand(3, 6, 4, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(luma(rgb), rgb_to_ycbcr(rgb)[:1])

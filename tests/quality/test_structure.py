@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saccade.errors import InputError, UsageError
 from saccade.ops.resize import resize
-from saccade.quality import luma, ms_ssim, ssim, structure
+from saccade.quality import luma, ms_ssim, psnr, ssim, structure
 from saccade.quality.structure import WEIGHTS, MSSSIMLoss, for_size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,6 +40,26 @@ def test_vainf_is_pytorch_msssim_gradients_too(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(
         ssim(a, b, protocol="vainf"), peer.ssim(a, b, data_range=1.0, size_average=False), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 176, 181), (1, 1, 187, 200)], ids=str)
+def test_the_protocol_of_torchmetrics_is_torchmetrics_gradients_too(shape: tuple[int, ...]) -> None:
+    peer = pytest.importorskip("torchmetrics.functional.image", reason="needs the extra 'quality'")
+    a, b = pair(*shape)
+    options = {"data_range": 1.0, "reduction": "none"}
+    for mine, its in (
+        (ssim, peer.structural_similarity_index_measure),
+        (ms_ssim, peer.multiscale_structural_similarity_index_measure),
+    ):
+        ours, theirs = mine(b, a, protocol="torchmetrics"), its(b, a, **options)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        # their squares are not taken around mid-grey, which costs digits: gradients are compared in double precision
+        found, wanted = (b.double().requires_grad_() for _ in range(2))
+        mine(found, a.double(), protocol="torchmetrics").mean().backward()
+        its(wanted, a.double(), **options).mean().backward()
+        assert float((found.grad - wanted.grad).abs().max()) <= 1e-6 * float(wanted.grad.abs().max())
+    loss = MSSSIMLoss.preset("torchmetrics")
+    torch.testing.assert_close(loss(b, a), 1 - ms_ssim(b, a, protocol="torchmetrics").mean())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -192,6 +212,24 @@ def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), loss(b.double(), a.double()), rtol=0, atol=1e-6)
     found.backward()
     assert made.grad.dtype == dtype
+
+
+def test_automatic_mixed_precision_leaves_the_loss_alone() -> None:
+    a, b = pair(1, 3, 64, 64, noise=0.02)
+    for options in ({}, {"mix": 0.5}, {"protocol": "y_channel"}):
+        loss = MSSSIMLoss.for_size(64, 64, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(b, a)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, loss(b, a))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 64, 64), (1, 0, 64, 64), (0, 64, 64)], ids=str)
+def test_no_pictures_at_all_are_refused(shape: tuple[int, ...]) -> None:
+    empty = torch.zeros(shape)
+    for measure in (ssim, ms_ssim, psnr, *([MSSSIMLoss.for_size(64, 64)] if len(shape) == 4 else [])):
+        with pytest.raises(InputError, match="expected pictures"):
+            measure(empty, empty)
 
 
 def test_range_255_is_range_1() -> None:

@@ -29,6 +29,39 @@ def test_the_map_between_gaussians_meets_its_part_of_the_claim(monkeypatch: pyte
     assert found["largest_difference_from_identity"] < 1e-6
 
 
+def test_each_threshold_binds(binds: Callable[..., None]) -> None:
+    good = {
+        "covariance_error_transport": 0.006,
+        "squared_displacement_transport": 18.6,
+        "squared_displacement_triangular": 21.2,
+        "w2_squared": 18.65,
+        "asymmetry": 1e-12,
+        "smallest_eigenvalue": 0.2,
+        "largest_difference_from_identity": 1e-12,
+        "top_octave_of_restored": 0.55,
+        "top_octave_of_transported": 0.93,
+        "w2_before": 0.05,
+        "w2_after_by_pictures": {"8": 0.006, "16": 0.004, "64": 0.0039},
+        "psnr_db_drop": 0.6,
+        "best_alpha": 1.0,
+    }
+    changes = {
+        "covariance_error_transport": 0.021,
+        "squared_displacement_transport": 18.9,
+        "squared_displacement_triangular": 18.5,
+        "asymmetry": 1e-6,
+        "smallest_eigenvalue": -1e-6,
+        "largest_difference_from_identity": 1e-5,
+        "top_octave_of_restored": 0.7,
+        "top_octave_of_transported": 0.88,
+        "w2_before": 0.039,
+        "w2_after_by_pictures": {"8": 0.006, "16": 0.0045, "64": 0.0039},
+        "psnr_db_drop": 0.4,
+        "best_alpha": 0.6,
+    }
+    binds(claim, good, changes)
+
+
 @pytest.mark.slow
 def test_a_short_run_on_generated_pictures_gives_all_figures(short_run: Callable[..., Figures], tmp_path: Path) -> None:
     figures = plain(short_run(claim, FITTED=1, COUNTS=(2, 3, 4), SAMPLES=10_000))

@@ -18,6 +18,8 @@ from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.io import open_video
 from saccade.registry import create
 from saccade.restoration.clips import ClipUpscaler, upscaler
+from saccade.restoration.metalens_former import Deblurrer
+from saccade.restoration.restore import Restorer
 from saccade.restoration.upscale import Upscaler
 
 av = pytest.importorskip("av", reason="needs the extra 'video'")
@@ -127,6 +129,20 @@ def test_the_file_holds_what_the_network_gives(tmp_path, weights, clip, backend)
     assert np.abs(np.stack(list(open_video(tmp_path / "out.mp4"))) - want).mean() < 3
 
 
+def test_a_clip_is_deblurred_with_a_grid_of_functions_at_one_level(tmp_path, clip):
+    place = np.arange(5) - 2
+    psf = np.exp(-(place[:, None] ** 2 + place**2) / 2.0)
+    np.save(tmp_path / "psf.npy", np.broadcast_to(psf[..., None], (2, 2, 5, 5, 1)))
+    worker = Restorer("deblur", psf=tmp_path / "psf.npy", threads=1)
+    report = worker.video(clip, tmp_path / "out.mp4", quality=1)
+    assert (report.frames, report.model, report.made) == (FRAMES, "Wiener filter", (WIDTH, HEIGHT))
+    frames = list(open_video(clip))
+    wanted = np.stack(list(Deblurrer(tmp_path / "psf.npy").frames(frames)))  # K is chosen on the first
+    assert np.abs(np.stack(list(open_video(tmp_path / "out.mp4"))) - wanted.astype(float)).mean() < 3
+    assert np.abs(wanted - np.stack(frames).astype(float)).mean() > 1
+    assert sound(tmp_path / "out.mp4") == sound(clip)
+
+
 def test_a_damaged_frame_is_named_and_nothing_is_left(tmp_path, weights, clip):
     with av.open(str(clip)) as container:
         places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
@@ -139,6 +155,14 @@ def test_a_damaged_frame_is_named_and_nothing_is_left(tmp_path, weights, clip):
         assert done.returncode == 1
         assert "frame 6 is damaged" in done.stderr
         assert [p.name for p in tmp_path.iterdir()] == ["bad.mp4"]
+
+
+def test_a_clip_that_hides_its_length_gets_an_estimate_of_a_frame(weights, clip):
+    worker, reader = upscaler(weights, backend="torch", threads=1), open_video(clip)
+    streamer = worker._streamer((reader.height, reader.width))
+    assert "for 9 frames" in worker._estimate(streamer, reader)
+    reader.frames = 0
+    assert "s a frame; how many" in worker._estimate(streamer, reader)
 
 
 def test_the_dial_limits_the_passes(tmp_path, weights, clip):

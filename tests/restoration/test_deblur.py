@@ -193,6 +193,18 @@ def test_the_published_pipeline_is_the_field_of_cells() -> None:
     np.testing.assert_allclose(made, want, atol=1e-4)
 
 
+def test_a_network_from_a_file_rounds_as_published_where_that_is_asked(tmp_path: Path) -> None:
+    from saccade.checkpoint import save
+
+    model = create("acformer_tiny", weights=None, filters=3)
+    save(model, tmp_path / "net.safetensors")
+    psf, file = np.ones((3, 3)), tmp_path / "net.safetensors"
+    for compat, one in ((None, file), ("official", file), ("official", model)):
+        found = Deblurrer(psf, one, [0.1, 0.01, 0.001], compat=compat).model
+        assert found is not None
+        assert found.ca.compat == (compat if one is file else None)
+
+
 def test_a_clip_keeps_its_filter_and_its_transfer_functions(capture: np.ndarray) -> None:
     worker = Deblurrer(lens_psfs(1, 9)[0].numpy())
     noisy = capture[:96, :96].astype(int) + np.random.default_rng(0).normal(0, 20, (96, 96, 3)).astype(int)
@@ -297,6 +309,8 @@ def test_bad_psfs_are_refused(psf: object, says: str) -> None:
         (np.zeros((64, 64, 3), np.int16), "uint8"),
         (np.zeros((64, 64, 3), np.uint32), "uint16 or float"),
         (np.zeros((8, 64, 3), np.uint8), "smaller than its PSF"),
+        (np.zeros((0, 64, 3), np.uint8), "empty"),
+        (np.zeros((64, 64, 0), np.uint8), "empty"),
         (np.full((64, 64, 3), np.nan, np.float32), "lie in"),
         (np.full((64, 64, 3), 200.0), "lie in"),
         ([[1]], "list"),
@@ -305,6 +319,13 @@ def test_bad_psfs_are_refused(psf: object, says: str) -> None:
 def test_bad_pictures_are_refused(picture: object, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Deblurrer(lens_psfs(1, 9)[0].numpy()).array(picture)  # type: ignore[arg-type]
+
+
+def test_tensors_are_psfs_too_also_those_with_gradients() -> None:
+    psf = lens_psfs(1, 9)[0]
+    found = Deblurrer(psf.clone().requires_grad_()).psfs
+    torch.testing.assert_close(found, Deblurrer(psf.numpy()).psfs)
+    assert not found.requires_grad
 
 
 def test_a_grey_psf_takes_any_number_of_colours() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import saccade
 from saccade.errors import CheckpointError, InputError, SaccadeError, UsageError
 from saccade.restoration.autoencoder import Autoencoder
-from saccade.restoration.dot import DeepOptimalTransport, fit, from_official, identity, wrap
+from saccade.restoration.dot import DeepOptimalTransport, fit, from_official, identity, open_autoencoder, wrap
 from saccade.restoration.dot.gaussian import make_psd, root, transport_operators, w2
 from saccade.restoration.dot.patches import Map, fold_weights, patchify
 
@@ -287,6 +287,22 @@ def test_any_callable_and_any_picture_will_do(tmp_path: Path) -> None:
         fit(Smooth(), [], forms, patch=3)
 
 
+def test_pictures_in_memory_of_16_bits_and_of_other_strides_will_do() -> None:
+    from PIL import Image
+
+    pixels = (texture(3, 30, 30).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    deep = pixels[..., :1].astype(np.uint16) * 257
+    flipped = np.ascontiguousarray(pixels[::-1])[::-1]
+    kinds = [
+        [pixels, flipped, pixels.astype(np.uint16) * 257],
+        [np.repeat(deep, 3, 2), Image.fromarray(deep[..., 0]), Image.fromarray(pixels[..., 0])],
+    ]
+    for forms in kinds:
+        states = [fit(lambda x: x * 0.9, [form], [form], patch=3) for form in forms]
+        for state in states[1:]:
+            torch.testing.assert_close(state.cov_target, states[0].cov_target, atol=1e-6, rtol=0)
+
+
 def test_tiles_with_the_halo_are_the_whole() -> None:
     made = wrap(Smooth(), fitted(), 1.0)
     x = texture(1, 3, 40, 44, seed=3)
@@ -325,6 +341,44 @@ def test_our_own_autoencoder_serves_at_any_size_and_is_no_part_of_the_state(tmp_
     pixels = fitted()
     with pytest.raises(CheckpointError, match="in pixels"):
         pixels.attach(vae)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_autoencoder_works_in_its_own_precision(dtype: torch.dtype) -> None:
+    vae, x = small_vae(), texture(1, 3, 24, 27)
+    for model in (vae, vae.to(dtype)):
+        state = DeepOptimalTransport(3, vae=model)
+        state.update_source(texture(1, 3, 40, 40).to(dtype))
+        state.update_target(texture(1, 3, 40, 40, smooth=0))
+        made = state.transport(x.to(dtype))
+        assert (made.shape, made.dtype) == (x.shape, dtype)
+        torch.testing.assert_close(made.float(), state.transport(x), atol=0.1, rtol=0)
+
+
+def test_statistics_of_the_shipped_autoencoder_find_it_by_themselves(tmp_path: Path) -> None:
+    vae = saccade.create("vae_small")
+    state = fit(Smooth(), [texture(1, 3, 64, 64)], [texture(1, 3, 64, 64, smooth=0)], vae=vae, patch=1)
+    state.save(tmp_path / "state.safetensors")
+    x = texture(1, 3, 30, 34)
+    torch.testing.assert_close(
+        DeepOptimalTransport.load(tmp_path / "state.safetensors").transport(x), state.transport(x)
+    )
+
+
+def test_autoencoders_are_opened_from_files_and_folders(tmp_path: Path) -> None:
+    saccade.save(saccade.create("vae_small"), tmp_path / "own.safetensors")
+    assert identity(open_autoencoder(tmp_path / "own.safetensors")) == identity(saccade.create("vae_small"))
+    with pytest.raises(CheckpointError, match="no autoencoder at"):
+        open_autoencoder(tmp_path / "nothing")
+    diffusers = pytest.importorskip("diffusers", reason="an extra")
+    with pytest.raises(CheckpointError, match="cannot read the autoencoder in"):
+        open_autoencoder(tmp_path)
+    made = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    made.save_pretrained(tmp_path / "kl")
+    assert identity(open_autoencoder(tmp_path / "kl")) == identity(made)
+    made.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(CheckpointError, match="cannot read the autoencoder in"):
+        open_autoencoder(tmp_path / "pickled")
 
 
 def test_samples_of_the_posterior_come_from_the_seed() -> None:

@@ -300,6 +300,40 @@ def test_half_precision_on_the_cpu_warns() -> None:
         assert model(picture(1, 3, 8, 8).half()).dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spread", [False, True])
+def test_empty_and_long_bins_are_numbers_in_16_bits(dtype: torch.dtype, spread: bool) -> None:
+    """9 values in 4 bins leave one empty, whose norm is 0; 40 000 products of values near 2 pass what 16 bits hold."""
+    for n in (9, 40_000):
+        q, k, v = (1.5 + normal(1, 4, n, seed=i).clamp(-1, 1) for i in range(3))
+        wanted = attend(q, k, v, torch.ones(4, 1, 1), spread)
+        found = attend(*(t.to(dtype) for t in (q, k, v)), torch.ones(4, 1, 1, dtype=dtype), spread)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.02)
+
+
+def test_an_empty_batch_is_refused_in_training_too() -> None:
+    with pytest.raises(InputError, match="empty"):
+        Histoformer(**SMALL).train()(torch.zeros(0, 3, 16, 16))
+
+
+def test_it_exports_at_a_fixed_size() -> None:
+    model = cast(Histoformer, randomise(Histoformer(**SMALL)).double().eval())
+    x = picture(1, 3, 16, 16).double()
+    with torch.no_grad():
+        exported = torch.export.export(model, (picture(1, 3, 16, 16, seed=1).double(),)).module()
+        torch.testing.assert_close(exported(x), model(x), rtol=0, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_a_compiled_block_is_the_block_and_so_are_its_gradients() -> None:
+    model, x = block(8, 2, True, True).double(), normal(1, 8, 6, 5).double().requires_grad_()
+    compiled = torch.compile(model, backend="aot_eager")
+    ours, theirs = (torch.autograd.grad(f(x).square().sum(), [x, *model.parameters()]) for f in (model, compiled))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -156,6 +156,37 @@ def test_a_picture_of_full_windows_is_not_padded_and_others_are_reflected() -> N
     assert continued(x, 0, 0) is x
 
 
+@pytest.mark.parametrize(("value", "says"), [(math.nan, "nan"), (200.0, "divide by 255")])
+def test_a_stack_of_other_values_is_refused(value: float, says: str) -> None:
+    model = create("acformer_tiny", weights=None, filters=1)
+    with pytest.raises(InputError, match=says):
+        model(torch.full((1, 1, 3, 8, 8), value))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions_give_the_same_up_to_their_rounding(dtype: torch.dtype) -> None:
+    model = randomised(create("acformer_tiny", weights=None, filters=3))
+    x = picture(1, 3, 3, 20, 36)
+    with torch.no_grad():
+        want, found = model(x), model.to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    limit = 1e-5 if dtype == torch.float64 else 0.05
+    assert float((found.float() - want).square().mean().sqrt() / want.std()) < limit
+
+
+@pytest.mark.slow
+def test_it_exports_at_a_fixed_size_and_its_compiled_blocks_are_the_blocks() -> None:
+    model, x = randomised(create("acformer_tiny", weights=None, filters=1)).double(), picture(1, 1, 3, 32, 32).double()
+    with torch.no_grad():
+        exported = torch.export.export(model, (picture(1, 1, 3, 32, 32, seed=1).double(),)).module()
+        torch.testing.assert_close(exported(x), model(x), rtol=0, atol=1e-8)
+    block, y = randomised(STAF(8, 2, 2, 4, 4, query_size=3)).double(), picture(1, 8, 8, 12).double().requires_grad_()
+    compiled = torch.compile(block, backend="aot_eager")
+    ours, theirs = (torch.autograd.grad(f(y).square().sum(), [y, *block.parameters()]) for f in (block, compiled))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
 def test_the_residual_is_the_middle_picture() -> None:
     model = create("acformer_tiny", weights=None, filters=5)
     torch.nn.init.zeros_(model.output.weight)
@@ -348,6 +379,9 @@ def test_noise_has_the_variance_of_photons_and_reading() -> None:
     assert torch.equal(add_noise(light, torch.Generator(), 0, 0), light)
     with pytest.raises(UsageError, match="at least 0"):
         add_noise(light, torch.Generator(), -1)
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(InputError, match="not negative, and a number"):
+            add_noise(light * 0 + wrong, torch.Generator())
 
 
 def test_a_lens_blurs_its_corners_and_colours_differently() -> None:

@@ -293,6 +293,11 @@ RAW = torch.rand(1, 3, 8, 8)
         (lambda m: m(RAW, Settings(tone=torch.tensor([0, 0.6, 0.5, 1]).expand(1, 3, 4))), UsageError, "must rise"),
         (lambda m: m(RAW, Settings(tone=torch.tensor([0.2, 0.6, 1]).expand(1, 3, 3))), UsageError, "must rise"),
         (lambda m: m(RAW, Settings(lsc=torch.tensor([[2.0, -1.0, 0.0]]))), UsageError, "gain maps"),
+        (lambda m: m(RAW, Settings(lsc=torch.tensor([[0.5, 0.5]]))), UsageError, "3 gain maps, not 2"),
+        (lambda m: m(RAW, Settings(gains=torch.ones(1, 4))), UsageError, r"gains as \(B, 3\), not \(1, 4\)"),
+        (lambda m: m(RAW, Settings(ccm=torch.eye(3))), UsageError, r"ccm as \(B, 3, 3\)"),
+        (lambda m: m(RAW, Settings(tone=torch.linspace(0, 1, 5)[None, None])), UsageError, r"tone as \(B, 3, any\)"),
+        (lambda m: m(RAW.expand(3, -1, -1, -1), Settings(gains=torch.ones(2, 3))), UsageError, "for 2 pictures"),
         (lambda m: sample_settings(m, 2, spread=1.5), UsageError, "spread"),
         (lambda m: fit(m, None, steps=0), UsageError, "at least one step"),  # type: ignore[arg-type]
         (lambda m: Pairs.of([]), InputError, "no pairs"),
@@ -305,6 +310,29 @@ RAW = torch.rand(1, 3, 8, 8)
 def test_bad_input_is_refused(call: object, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call(isp())  # type: ignore[operator]
+
+
+def test_a_dictionary_that_has_learnt_a_singular_matrix_is_named() -> None:
+    model = isp()
+    with torch.no_grad():
+        model.stages["ccm"].dictionary.fill_(1 / 3)
+    with pytest.raises(UsageError, match="cannot be undone"):
+        model.inverse(photo(8, 8))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-3), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_other_precisions_go_both_ways(dtype: torch.dtype, near: float) -> None:
+    model, rgb = isp(), photo(12, 14, 2)
+    with torch.inference_mode():
+        settings = model.predict(rgb, "inverse")
+        raw = model.inverse(rgb, settings)
+        cast = {n: v.to(dtype) for n in ("lsc", "gains", "ccm", "tone") if (v := getattr(settings, n)) is not None}
+        other = isp().to(dtype)
+        found = other.inverse(rgb.to(dtype), replace(settings, **cast))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), raw, atol=near, rtol=0)
+        assert other.inverse(rgb.to(dtype)).dtype == dtype
+        assert other(raw.to(dtype)).dtype == dtype
 
 
 def test_a_white_picture_gets_a_warning() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,8 @@ from saccade.data.intended_blur import disc_kernel, intended_blur, line_kernel, 
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.nn.discriminator import UNetDiscriminator
 from saccade.quality.adversarial import adversarial_loss, masked_mean
-from saccade.restoration.pbasr import RRDBNet, from_official, from_rrdbnet, merge_files, mirrored
-from saccade.training.dual_branch import adaptive_decay, dual_branch, exchange, merged, similarity
+from saccade.restoration.pbasr import RRDBNet, from_official, from_rrdbnet, load_branch, merge_files, mirrored
+from saccade.training.dual_branch import adaptive_decay, dual_branch, exchange, merge_into, merged, similarity
 
 SMALL = {"blocks": 1, "width": 8, "growth": 4}
 
@@ -81,6 +84,31 @@ def test_a_file_with_both_branches_is_their_mean_and_a_stale_mixture_is_not_beli
     torch.testing.assert_close(recipe.state["conv_last.bias"], wanted)
 
 
+def test_a_branch_of_a_file_is_had_by_its_name_and_every_alpha_by_its_number(tmp_path: Path) -> None:
+    general, blur = (drawn(seed).state_dict() for seed in range(2))
+    both = {f"general_branch.{k}": v for k, v in general.items()} | {f"defocus_branch.{k}": v for k, v in blur.items()}
+    torch.save({"params": both}, tmp_path / "pbasr.pth")
+    torch.save({f"combinet.{k}": v for k, v in blur.items()}, tmp_path / "combined.pth")
+    torch.save(general, tmp_path / "plain.pth")
+    file, name = tmp_path / "pbasr.pth", "conv_hr.weight"
+    torch.testing.assert_close(load_branch(file, "general").state_dict(), general)
+    torch.testing.assert_close(load_branch(file, "blur").state_dict(), blur)
+    torch.testing.assert_close(load_branch(file).state_dict()[name], (general[name] + blur[name]) / 2)
+    torch.testing.assert_close(load_branch(file, alpha=0.25).state_dict()[name], general[name].lerp(blur[name], 0.25))
+    torch.testing.assert_close(load_branch(tmp_path / "combined.pth").state_dict(), blur)
+    torch.testing.assert_close(load_branch(tmp_path / "plain.pth").state_dict(), general)
+    for options in ({"branch": "blur"}, {"alpha": 0.2}):
+        with pytest.raises(CheckpointError, match="holds one network"):
+            load_branch(tmp_path / "plain.pth", **options)
+    with pytest.raises(UsageError, match="general, blur and combined"):
+        load_branch(file, "defocus")
+    with pytest.raises(UsageError, match="outside"):
+        load_branch(file, alpha=1.5)
+    save(saccade.create("cleaner_small", weights=None), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="holds no RRDBNet"):
+        load_branch(tmp_path / "other.safetensors")
+
+
 def test_files_of_other_networks_are_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another network than RRDBNet"):
         from_official({"general_branch.x.weight": torch.zeros(1), "defocus_branch.x.weight": torch.zeros(1)})
@@ -98,6 +126,23 @@ def test_impossible_networks_are_refused() -> None:
             drawn(**options)
     with pytest.raises(InputError, match="divide by 255"):
         drawn()(torch.full((1, 3, 4, 4), 200.0))
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_an_empty_batch_is_refused_in_training_too(scale: int) -> None:
+    with pytest.raises(InputError, match="empty"):
+        drawn(scale=scale).train()(torch.zeros(0, 3, 8, 8))
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_it_exports_with_free_height_and_width(scale: int) -> None:
+    network = drawn(scale=scale)
+    sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    with torch.no_grad():
+        exported = torch.export.export(network, (torch.rand(1, 3, 12, 16),), dynamic_shapes=(sizes,)).module()
+        for shape in ((12, 16), (20, 9 if scale == 4 else 10)):
+            x = torch.rand(1, 3, *shape)
+            torch.testing.assert_close(exported(x), network(x))
 
 
 def test_mirrored_inference_keeps_the_size_and_refuses_what_is_too_small() -> None:
@@ -125,6 +170,8 @@ def test_alike_branches_mix_less() -> None:
     state = {"a": torch.ones(3), "b": torch.tensor([1.0, 0.0])}
     assert similarity(state, state) == pytest.approx(1.0)
     assert similarity(state, {"a": -torch.ones(3), "b": torch.tensor([0.0, 1.0])}) == pytest.approx(-0.5)
+    assert similarity({"zero": torch.zeros(3), **state}, {"zero": torch.zeros(3), **state}) == pytest.approx(1.0)
+    assert similarity({"zero": torch.zeros(3)}, {"zero": torch.ones(3)}) == 0
 
 
 def test_counters_are_not_averaged_and_statistics_only_when_asked() -> None:
@@ -178,6 +225,61 @@ def test_files_of_different_networks_are_not_merged(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="hold different networks"):
         merge_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors")
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_a_published_file_and_one_of_ours_are_merged_whatever_of_their_options_is_said(tmp_path: Path) -> None:
+    ours = saccade.create("rrdbnet", weights=None, blocks=1, width=8, growth=4)  # the scale is not said
+    save(ours, tmp_path / "a.safetensors")
+    torch.save(drawn(1).state_dict(), tmp_path / "b.pth")
+    told = merge_files(tmp_path / "a.safetensors", tmp_path / "b.pth", tmp_path / "c.safetensors")
+    wanted = (ours.conv_hr.weight + drawn(1).conv_hr.weight).detach() / 2
+    torch.testing.assert_close(saccade.load(tmp_path / "c.safetensors").conv_hr.weight.detach(), wanted)
+    assert told["parameters"] == sum(p.numel() for p in ours.parameters())
+    bilinear = saccade.create("rrdbnet", weights=None, **SMALL, bilinear=True)  # shapes alone would not tell
+    save(bilinear, tmp_path / "d.safetensors")
+    with pytest.raises(CheckpointError, match="different networks"):
+        merge_files(tmp_path / "d.safetensors", tmp_path / "b.pth", tmp_path / "e.safetensors")
+
+
+def test_networks_with_values_that_are_not_finite_are_not_merged(tmp_path: Path) -> None:
+    for name, value in (("a", 0.0), ("b", float("nan"))):
+        model = saccade.create("rrdbnet", weights=None, **SMALL)
+        torch.nn.init.constant_(model.conv_hr.bias, value)
+        save(model, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        merge_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_the_merge_in_place_is_the_merge_and_other_kinds_of_numbers_are_refused() -> None:
+    states = [dict(drawn(seed).state_dict()) for seed in range(2)]
+    wanted = merged(*states, 0.3)
+    merge_into(states[0], states[1], 0.3)
+    torch.testing.assert_close(states[0], wanted)
+    with pytest.raises(CheckpointError, match="conv is float32 and int64"):
+        merged({"conv": torch.ones(1)}, {"conv": torch.ones(1, dtype=torch.int64)})
+
+
+@pytest.mark.slow
+def test_merging_takes_no_more_memory_than_three_files(tmp_path: Path) -> None:
+    """Of RRDBNets of the published size, 67 MB each; a merge of small ones comes first, for what is imported."""
+    script = (
+        "import re, torch, saccade\n"
+        "from saccade.restoration.pbasr import merge_files\n"
+        "def held(what): return int(re.search(what + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+        "for names, options in (('xy', dict(blocks=1, width=8, growth=4)), ('ab', {})):\n"
+        "    for name in names:\n"
+        "        saccade.save(saccade.create('rrdbnet', weights=None, **options), f'{name}.safetensors')\n"
+        "    open('/proc/self/clear_refs', 'w').write('5')\n"  # forget the peak so far
+        "    before = held('VmRSS')\n"
+        "    merge_files(*(f'{n}.safetensors' for n in names), f'{names}.safetensors')\n"
+        "print(held('VmHWM') - before)\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert int(made.stdout) <= 3 * (tmp_path / "a.safetensors").stat().st_size
 
 
 class _Pairs:

@@ -122,6 +122,9 @@ def test_shrink_refuses_what_would_destroy_the_detail(name: str, model: IARN, tm
         ({"scale": float("nan")}, "above 1"),
         ({"scale": (2.0, 1.0)}, "above 1"),
         ({"size": (0, 3)}, "at least 1"),
+        ({"size": (10.5, 3)}, "at least 1"),
+        ({"size": "40x30"}, "at least 1"),
+        ({"scale": "2"}, "above 1"),
     ],
 )
 def test_sizes_and_scales_that_do_not_shrink_are_refused(options: dict, what: str, model: IARN) -> None:
@@ -135,6 +138,29 @@ def test_a_target_that_is_not_smaller_is_refused_before_anything_is_written(mode
         with pytest.raises(InputError, match="not smaller"):
             shrink(source, tmp_path / "s.png", size=size, model=model)
     assert not (tmp_path / "s.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("colour", "alpha", "what"),
+    [
+        (scene(20, 24).astype(float), None, "uint8 or uint16"),
+        (scene(20, 24)[..., 0], None, "1 or 3"),
+        (scene(20, 24)[:0], None, "not empty"),
+        (scene(20, 24), scene(5, 24)[..., 0], "does not go with"),
+        (scene(20, 24), scene(20, 24)[..., 0].astype(float), "does not go with"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused_both_ways(
+    colour: np.ndarray, alpha: np.ndarray | None, what: str, model: IARN
+) -> None:
+    for call in (Shrinker(model, size=(9, 8)).array, Enlarger(model, size=(90, 80)).array):
+        with pytest.raises(InputError, match=what):
+            call(colour, alpha)
+
+
+def test_other_depths_than_8_and_16_bits_are_refused(model: IARN) -> None:
+    with pytest.raises(UsageError, match="8 or 16 bits"):
+        Enlarger(model, size=(48, 40)).array(scene(20, 24), bits=12)
 
 
 def test_factors_beyond_the_trained_ones_are_said(model: IARN, tmp_path: Path) -> None:

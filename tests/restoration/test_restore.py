@@ -14,6 +14,8 @@ import saccade
 from saccade import registry
 from saccade.errors import CheckpointError, UsageError
 from saccade.restoration.cleaner import Cleaner
+from saccade.restoration.metalens_former import lens_psfs
+from saccade.restoration.metalens_former.deblur import deblur
 from saccade.restoration.restore import Restorer, restore
 
 
@@ -108,6 +110,10 @@ def test_alpha_is_kept_and_every_kind_of_picture_comes_back_as_it_came(weights: 
         ({"model": "serpent_base"}, "no weights ship for serpent_base"),
         ({"task": "deblur"}, "--psf"),
         ({"task": "weather", "psf": np.ones((3, 3))}, "point spread function goes with"),
+        ({"task": "deblur", "psf": np.ones((3, 3)), "noise_level": 0.0}, "positive"),
+        ({"task": "deblur", "psf": np.ones((3, 3)), "noise_level": 0.1, "model": "acformer"}, "filter alone"),
+        ({"noise_level": 0.1}, "known blur"),
+        ({"linear": True}, "known blur"),
         ({"budget": 1.5}, "budget"),
     ],
 )
@@ -148,6 +154,14 @@ def test_a_known_blur_is_taken_off_and_the_picture_stays_in_place() -> None:
     assert after < before / 2
     grey = restore(given[..., :1], "deblur", psf=psf)
     assert grey.shape == (96, 96, 1)
+
+
+def test_the_noise_level_and_linear_light_reach_the_filter() -> None:
+    given, psf = pixels(40, 44), lens_psfs(2, 7).unflatten(0, (2, 2)).numpy()
+    for options in ({"noise_level": 0.2}, {"noise_level": 0.2, "linear": True}):
+        wanted = deblur(given, psf, noise_levels=0.2, linear="linear" in options)
+        np.testing.assert_array_equal(restore(given, "deblur", psf=psf, **options), wanted)
+    assert not np.array_equal(restore(given, "deblur", psf=psf, noise_level=0.2), restore(given, "deblur", psf=psf))
 
 
 def test_a_global_network_on_tiles_says_so(tmp_path: Path) -> None:

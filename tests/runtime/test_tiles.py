@@ -6,15 +6,19 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from saccade.io import open_picture
 from saccade.restoration.upscale import Upscaler
 from saccade.runtime.engines import available_backends
-from saccade.runtime.tiles import spans
+from saccade.runtime.stream import rolling
+from saccade.runtime.tiles import bands, spans
 
 BACKENDS = ("openvino", "onnxruntime", "torch")
 KINDS = [("uint8", 3), ("uint8", 1), ("uint16", 3), ("uint16", 1)]
@@ -123,3 +127,16 @@ def test_alpha_is_the_same_in_bands_and_whole(height: int, width: int, rows: int
     clear = worker.array(pixels, opaque)[1]
     assert clear is not None
     assert (clear == np.iinfo(dtype).max).all()
+
+
+def test_windows_of_rows_may_lie_in_the_one_before(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (127, 5, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for core, halo, grid in ((64, 64, 4), (10, 40, 1), (127, 0, 1), (20, 3, 8)):
+        with open_picture(tmp_path / "a.png") as reader:
+            read = rolling(reader)
+            for span in bands(127, core, halo, grid):
+                colour, alpha = read(span.low, span.high - span.low)
+                np.testing.assert_array_equal(colour, pixels[span.low : span.high, :, :3])
+                assert alpha is not None
+                np.testing.assert_array_equal(alpha, pixels[span.low : span.high, :, 3])

@@ -30,6 +30,7 @@ VERBS = {
     "enlarge": "Enlarge what shrink made, at its first size again.",
     "develop": "Develop RAW files of cameras into pictures.",
     "unprocess": "Make RAW files of pictures.",
+    "foveate": "Show pictures as an eye might see them that rests on one point.",
     "train": "Train a network on your own pictures.",
     "reproduce": "Re-run a system's published claim on small real data.",
     "bench": "Measure speed beside the alternatives, as ratios from one run.",

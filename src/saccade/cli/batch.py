@@ -66,7 +66,8 @@ def run(
     """Run a worker over files; one that fails is said and does not keep the others.
 
     Args:
-        worker: with ``picture(source, target, ...)`` and ``video(source, target, ...)`` that return a report.
+        worker: with ``picture(source, target, ...)``, and ``video(source, target, ...)`` if it takes clips, that return
+            a report.
         sources: pictures and clips.
         output: file or folder; None puts each result beside its input.
         ending: of the names of results, e.g. ``_x2``.
@@ -90,6 +91,8 @@ def run(
     for source, target in pairs:
         try:
             with bar(source.name, _pixels(source)) as advance:
+                if is_video(source) and not hasattr(worker, "video"):
+                    raise InputError(f"{source} is a clip; here pictures alone are worked on")
                 if is_video(source):
                     report = worker.video(source, target, advance=advance, **options)
                 else:

@@ -23,7 +23,17 @@ def restore(
     transport: Annotated[
         Path | None, typer.Option(help="Statistics for --perception; default: those of the model.")
     ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="Autoencoder of --transport: a folder of diffusers; not for pixels or vae_small."),
+    ] = None,
     psf: Annotated[Path | None, typer.Option(help="With --task deblur: .npy of the point spread function.")] = None,
+    noise_level: Annotated[
+        float | None, typer.Option(help="With --psf: K of the Wiener filter, e.g. 0.03.  [default: measured]")
+    ] = None,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="With --psf: pictures hold linear light; else sRGB is undone first.")
+    ] = False,
     max_memory: options.MaxMemory = "1GB",
     device: options.Device = "auto",
     backend: Annotated[str, typer.Option(help="auto (the fastest that works), openvino or torch.")] = "auto",
@@ -50,7 +60,10 @@ def restore(
         budget=budget,
         perception=perception,
         transport=transport,
+        vae=vae,
         psf=psf,
+        noise_level=noise_level,
+        linear=linear,
         backend=backend,
         device=device,
         max_memory=parse_bytes(max_memory),

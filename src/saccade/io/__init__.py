@@ -35,7 +35,7 @@ __all__ = [
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
-    submodules=["feed", "files", "finding", "formats", "reading", "spool", "video", "writing"],
+    submodules=["feed", "files", "finding", "formats", "pil", "reading", "spool", "video", "writing"],
     submod_attrs={
         "finding": ["find_pictures", "is_video"],
         "formats": ["PICTURE_SUFFIXES"],

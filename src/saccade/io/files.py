@@ -31,7 +31,13 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Raise InputError when ``path`` is a directory, or exists and must not be overwritten."""
+    """Before long work: refuse a target that cannot be written in the end.
+
+    Raises:
+        InputError: a directory, no folder to go into, or a file that must not be overwritten.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; name a file in it")
     if path.exists() and not overwrite:

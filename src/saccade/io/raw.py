@@ -91,13 +91,22 @@ def _explained(path: Path, rawpy: Any) -> Iterator[None]:
     """What LibRaw says, as one line about the file."""
     try:
         yield
+    except InputError:  # said already
+        raise
     except rawpy.LibRawFileUnsupportedError as error:
         raise InputError(f"cannot read {path}: it is no RAW file that LibRaw knows") from error
     except (rawpy.LibRawTooBigError, rawpy.LibRawUnsufficientMemoryError, MemoryError) as error:
         raise InputError(f"cannot read {path}: it asks for more than {MEMORY} MB; it is damaged or hostile") from error
     except rawpy.LibRawIOError as error:
         raise InputError(f"cannot read {path}: it ends early or is damaged (truncated RAW)") from error
-    except (rawpy.LibRawError, rawpy.NotSupportedError, ValueError, OverflowError, OSError) as error:
+    except (
+        rawpy.LibRawError,
+        rawpy.NotSupportedError,
+        NotImplementedError,  # rawpy's own, of a colour filter array that it has no name for
+        ValueError,
+        OverflowError,
+        OSError,
+    ) as error:
         words = error.args[0] if error.args else error
         text = words.decode(errors="replace") if isinstance(words, bytes) else first_line(error)
         raise InputError(f"cannot read {path}: the RAW data is damaged or of a kind not known ({text})") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -50,8 +48,8 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
     return _mix(ycbcr - _column(offset, ycbcr), matrix.inverse())
 
 
-@functools.lru_cache(maxsize=1)
 def _forward() -> tuple[Tensor, Tensor]:
+    """Matrix and offset; made anew, for one made in inference mode or inside of a graph serves nowhere else."""
     return torch.tensor(MATRIX, dtype=torch.float64) / 255, torch.tensor(OFFSET, dtype=torch.float64) / 255
 
 

@@ -18,7 +18,7 @@ def prepared(a: Tensor, b: Tensor, border: int, luma: bool, data_range: float) -
     """
     if a.shape != b.shape or a.dtype != b.dtype:
         raise InputError(f"pictures differ in kind: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}")
-    if a.dim() < 3:
+    if a.dim() < 3 or a.numel() == 0:
         raise InputError(f"expected pictures (..., C, H, W), got {tuple(a.shape)}")
     if not (a.is_floating_point() or a.dtype == torch.uint8):
         raise InputError(

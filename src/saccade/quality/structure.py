@@ -15,15 +15,16 @@ arXiv:1511.06409; Wang, Bovik, Sheikh, Simoncelli (SSIM, 2004); Wang, Simoncelli
 A channel's means are taken over pixels first, then clipped at zero, then raised and multiplied, then averaged over
 channels; luminance enters at the coarsest scale alone. What programs differ in are borders and odd sizes:
 
-    protocol     windows           an odd last row or column when halving      colour
-    wang2003     wholly inside     left out (also torchmetrics)                every channel
-    matlab       wholly inside     mirrored, as Wang's own msssim.m            every channel
-    vainf        wholly inside     zeros on both sides, as pytorch-msssim      every channel
-    y_channel    wholly inside     left out                                    BT.601 luma (also pyiqa)
+    protocol      windows           an odd last row or column when halving      colour
+    wang2003      wholly inside     left out                                    every channel
+    matlab        wholly inside     mirrored, as Wang's own msssim.m            every channel
+    vainf         wholly inside     zeros on both sides, as pytorch-msssim      every channel
+    y_channel     wholly inside     left out                                    BT.601 luma (also pyiqa)
+    torchmetrics  also over mirrored borders in SSIM, and   left out            all together: their mean is raised and
+                  so at the coarsest scale                                      multiplied
 
-torchmetrics also counts windows over mirrored borders, kornia over padded ones, piq first shrinks pictures towards 256
-pixels: other numbers from the third digit on. scikit-image agrees with ``gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False``.
+kornia counts windows over padded borders, piq first shrinks pictures towards 256 pixels: other numbers from the third
+digit on. scikit-image agrees with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ K = (0.01, 0.03)
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, finest first (Wang 2003)
 MIX = 0.84  # structural part of the loss of Zhao et al. 2017, arXiv:1511.08861
 GUARD = 1e-4  # below this the power's gradient, w x^(w-1), is of no use to training
-Protocol = Literal["wang2003", "matlab", "vainf", "y_channel"]
+Protocol = Literal["wang2003", "matlab", "vainf", "y_channel", "torchmetrics"]
 
 
 def ssim(
@@ -68,7 +69,7 @@ def ssim(
     """Structural similarity (Wang et al. 2004), mean over pixels and channels.
 
     The super-resolution protocol's: an 11x11 Gaussian window of sigma 1.5, only where it lies wholly inside, population
-    variances. The protocols differ in colour alone.
+    variances. Of the protocols ``y_channel`` differs in colour, ``torchmetrics`` at borders; the others are alike.
 
     Args:
         a, b, border, luma, data_range: as in `saccade.quality.psnr`. The data range is never guessed from the values:
@@ -91,7 +92,7 @@ def ssim(
     if min(a.shape[-2:]) < win_size:
         raise InputError(f"SSIM needs at least {win_size}x{win_size} pixels, got {a.shape[-1]}x{a.shape[-2]}")
     _look(a, b, strict=not _recorded(a, b))
-    return _score(a, b, taps, k, True).mean(-1)
+    return _score(a, b, taps, k, True, protocol).mean(-1)
 
 
 def ms_ssim(
@@ -146,16 +147,31 @@ def _product(
     total = torch.ones((), dtype=a.dtype, device=a.device)
     for scale, weight in enumerate(weights):
         last = scale == len(weights) - 1
-        score = _score(a, b, taps, k, last)  # (..., C)
+        score = _score(a, b, taps, k, last, protocol)  # (..., C), or (..., 1) for all channels together
         total = total * score.clamp(min=guard) ** weight
         if not last:
             a, b = _halved(a, protocol), _halved(b, protocol)
     return total.mean(-1)
 
 
-def _score(a: Tensor, b: Tensor, taps: Sequence[float], k: tuple[float, float], luminance: bool) -> Tensor:
-    """Mean SSIM, or mean contrast-structure, of each channel: (..., C, H, W) -> (..., C)."""
-    return similarity(a, b, taps, c1=k[0] ** 2, c2=k[1] ** 2, level=0.5, luminance=luminance)
+def _score(
+    a: Tensor, b: Tensor, taps: Sequence[float], k: tuple[float, float], luminance: bool, protocol: str
+) -> Tensor:
+    """Mean SSIM, or mean contrast-structure, of each channel: (..., C, H, W) -> (..., C).
+
+    With the protocol of torchmetrics (..., 1), and SSIM counts windows over mirrored borders.
+    """
+    theirs = protocol == "torchmetrics"
+    if theirs and luminance:
+        a, b = (_mirrored(x, len(taps) // 2) for x in (a, b))
+    found = similarity(a, b, taps, c1=k[0] ** 2, c2=k[1] ** 2, level=0.5, luminance=luminance)
+    return found.mean(-1, keepdim=True) if theirs else found
+
+
+def _mirrored(x: Tensor, reach: int) -> Tensor:
+    """(..., H, W) with so many pixels more on each side, mirrored at the outermost ones."""
+    planes = F.pad(x.reshape(-1, 1, *x.shape[-2:]), (reach,) * 4, mode="reflect")
+    return planes.view(*x.shape[:-2], *planes.shape[-2:])
 
 
 def _halved(x: Tensor, protocol: str) -> Tensor:
@@ -299,7 +315,8 @@ class MSSSIMLoss(nn.Module):
         far = 2 ** (len(self.weights) - 1)
         taps = made.new_tensor(gaussian((self.win_size - 1) * far + 1, self.win_sigma * far))
         down, along = (_reached(taps, n) for n in made.shape[-2:])
-        return down @ (made - wanted).abs().mean((0, 1)) @ along
+        with torch.autocast(made.device.type, enabled=False):
+            return down @ (made - wanted).abs().mean((0, 1)) @ along
 
 
 def _reached(taps: Tensor, length: int) -> Tensor:

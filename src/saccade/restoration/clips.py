@@ -223,8 +223,11 @@ class ClipUpscaler(Streamed):
         list(streamer(frames))
         share = 1 + 0.25 * streamer.context / streamer.window  # the backward branch looks ahead again and again
         each = (time.perf_counter() - began) / 3 * reader.width * reader.height / side**2 * share
-        known = f" for {reader.frames} frames" if reader.frames else ""
-        return f"{reader.path}: about {_duration(each * max(1, reader.frames))}{known} ({each:.2g} s a frame)"
+        if not reader.frames:
+            return f"{reader.path}: about {each:.2g} s a frame; how many there are its header does not tell"
+        return (
+            f"{reader.path}: about {_duration(each * reader.frames)} for {reader.frames} frames ({each:.2g} s a frame)"
+        )
 
 
 def _duration(seconds: float) -> str:

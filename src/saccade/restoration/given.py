@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from saccade.errors import InputError, UsageError
+from saccade.io.pil import from_pil, to_16_bits
 
 __all__ = ["Worker", "apply", "names_folder", "targets", "to_pil"]
 
@@ -52,38 +53,12 @@ def apply(worker: Worker, image: Any, output: str | Path | None = None, *, overw
     if output is not None:
         raise UsageError("output goes with a path as input")
     if type(image).__module__.startswith("PIL."):
-        return to_pil(*worker.array(*_from_pil(image)))
+        return to_pil(*worker.array(*from_pil(image)))
     if isinstance(image, np.ndarray):
         return _array_like(image, worker)
     if hasattr(image, "detach"):
         return _tensor_like(image, worker)
     raise InputError(f"a picture is a path, a PIL image, a numpy array or a tensor, not {type(image).__name__}")
-
-
-def _from_pil(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colour and alpha of a PIL image; pictures of 32 bits a sample must hold 16-bit counts, or floats in [0, 1]."""
-    try:
-        if image.mode == "F":
-            return _to_16_bits(np.asarray(image))[:, :, None], None
-        if image.mode.startswith("I"):
-            counts = np.asarray(image)[:, :, None]
-            if counts.size and (counts.min() < 0 or counts.max() > 65535):
-                raise InputError(f"a PIL image of mode {image.mode} holds counts from 0 to 65535")
-            return counts.astype(np.uint16), None
-        return _from_pil_bytes(image)
-    except (OSError, SyntaxError, ValueError) as error:  # PIL decodes here
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot use this PIL image of mode {image.mode}: {error}") from error
-
-
-def _from_pil_bytes(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    has_alpha = image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    pixels = np.asarray(image.convert(("LA" if grey else "RGBA") if has_alpha else ("L" if grey else "RGB")))
-    if not has_alpha:
-        return pixels.reshape(*pixels.shape[:2], -1), None
-    return np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1])
 
 
 def to_pil(colour: np.ndarray, alpha: np.ndarray | None) -> Any:
@@ -107,7 +82,7 @@ def _array_like(image: np.ndarray, worker: Worker) -> np.ndarray:
         raise InputError(f"an array picture is (h, w) or (h, w, 1 to 4), got {given.shape}")
     floats = np.issubdtype(image.dtype, np.floating)
     if floats:
-        image = _to_16_bits(image)
+        image = to_16_bits(image)
     has_alpha = image.shape[2] in (2, 4)
     colour, alpha = (image[..., :-1], image[..., -1]) if has_alpha else (image, None)
     made, clear = worker.array(np.ascontiguousarray(colour), alpha)
@@ -116,12 +91,6 @@ def _array_like(image: np.ndarray, worker: Worker) -> np.ndarray:
     if floats:
         made = (made / 65535).astype(given.dtype)
     return made[:, :, 0] if given.ndim == 2 else made
-
-
-def _to_16_bits(image: np.ndarray) -> np.ndarray:
-    if not image.size or not np.isfinite(image).all() or image.min() < -1e-3 or image.max() > 1 + 1e-3:
-        raise InputError("floating-point pictures lie in [0, 1]; divide by 255 or give uint8")
-    return np.rint(image.clip(0, 1).astype(np.float32) * 65535).astype(np.uint16)  # 65535 is infinite in float16
 
 
 def _tensor_like(image: Any, worker: Worker) -> Any:
@@ -134,7 +103,7 @@ def _tensor_like(image: Any, worker: Worker) -> Any:
         )
     made = []
     for picture in batch.detach().float().cpu().permute(0, 2, 3, 1).numpy():
-        pixels, _ = worker.array(_to_16_bits(picture))
+        pixels, _ = worker.array(to_16_bits(picture))
         made.append(torch.from_numpy(pixels.astype(np.float32) / 65535).permute(2, 0, 1))
     out = torch.stack(made).to(image.device, image.dtype)
     return out if image.ndim == 4 else out[0]

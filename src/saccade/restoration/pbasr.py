@@ -20,6 +20,8 @@ Smaller scales put a pixel unshuffle in front. This module was written from the 
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.checkpoint import Recipe, StateDict
+from saccade.checkpoint import Recipe, StateDict, fit, read_recipe, read_state, save
 from saccade.errors import CheckpointError, InputError, UsageError
+from saccade.io.files import check_target
 from saccade.nn.pictures import check_picture
-from saccade.registry import recognise, register
-from saccade.training.dual_branch import check_alpha, merged
+from saccade.registry import entry, load_function, rebuild, recognise, register
+from saccade.training.dual_branch import check_alpha, check_branches, merge_into, merged, similarity
 
-__all__ = ["RRDBNet", "from_official", "from_rrdbnet", "merge_files", "mirrored"]
+__all__ = ["RRDBNet", "from_official", "from_rrdbnet", "load_branch", "merge_files", "mirrored"]
 
 SHUFFLES = {4: 1, 2: 2, 1: 4}  # scale: factor of the pixel unshuffle in front
 BRANCHES = {"general": "general_branch.", "blur": "defocus_branch."}
@@ -84,9 +87,13 @@ class RRDBNet(nn.Module):
     Shape: (B, 3, h, w) RGB in [0, 1] -> (B, 3, scale*h, scale*w); not clamped. At x2 and x1 any size: sides that are no
         multiples of the unshuffle are continued by their last pixels and cut again.
 
+    It compiles, and exports to `torch.export` and ONNX with free height and width (at x2 and x1 the multiples of the
+    unshuffle).
+
     Raises:
         UsageError: another scale, no channels or blocks.
-        InputError: in evaluation mode, what is no RGB picture in [0, 1] (values are looked at on the CPU).
+        InputError: an empty batch; in evaluation mode, what is no RGB picture in [0, 1] (values are looked at on the
+            CPU).
     """
 
     colour = "rgb"
@@ -127,6 +134,8 @@ class RRDBNet(nn.Module):
     def forward(self, picture: Tensor) -> Tensor:
         if not self.training:
             check_picture(picture, 3, "RRDBNet")
+        elif not len(picture):
+            raise InputError(f"RRDBNet takes pictures, not an empty batch {tuple(picture.shape)}")
         height, width = picture.shape[-2:]
         x = picture
         if self.shuffle > 1:
@@ -189,22 +198,27 @@ def from_rrdbnet(state: StateDict) -> Recipe | None:
 
 
 @recognise("pbasr", keys=("general_branch.*", "defocus_branch.*"))
-def from_official(state: StateDict, alpha: float = 0.5) -> Recipe | None:
+def from_official(state: StateDict, alpha: float = 0.5, branch: str = "combined") -> Recipe | None:
     """A PBaSR file with both branches: their mixture, recomputed, for a stored ``combinet`` may be stale.
 
     Args:
-        alpha: weight of the blur branch; 0.5 as published.
+        alpha: weight of the blur branch in the mixture; 0.5 as published.
+        branch: ``combined``, or one of the two alone, ``general`` or ``blur``.
 
     Raises:
         CheckpointError: the branches are no RRDBNets, or do not go together.
+        UsageError: another branch.
     """
+    if branch not in ("combined", *BRANCHES):
+        raise UsageError(f"a PBaSR file has the branches general, blur and combined, not {branch!r}")
     parts = {name: _branch(state, prefix) for name, prefix in BRANCHES.items()}
     if "conv_first.weight" not in parts["general"] or "body.0.rdb1.conv1.weight" not in parts["general"]:
         raise CheckpointError("this PBaSR file holds branches of another network than RRDBNet, which alone is here")
-    recipe = from_rrdbnet(parts["general"])
+    recipe = from_rrdbnet(parts["general" if branch == "combined" else branch])
     if recipe is None:
         return None
-    return Recipe(recipe.model, recipe.options, merged(parts["general"], parts["blur"], alpha))
+    chosen = merged(parts["general"], parts["blur"], alpha) if branch == "combined" else parts[branch]
+    return Recipe(recipe.model, recipe.options, chosen)
 
 
 @recognise("pbasr", keys=("combinet.conv_first.weight",))
@@ -217,6 +231,36 @@ def from_combined(state: StateDict) -> Recipe | None:
 
 def _branch(state: StateDict, prefix: str) -> StateDict:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_branch(path: str | Path, branch: str = "combined", alpha: float = 0.5) -> RRDBNet:
+    """One network of a PBaSR file, by choice; `saccade.load` takes the published mixture.
+
+    Args:
+        path: a file with both branches, with the mixture alone (``combinet``), or of one RRDBNet. The last two hold one
+            network, which is their ``combined`` at ``alpha`` 0.5.
+        branch: ``general``, ``blur`` or ``combined``.
+        alpha: weight of the blur branch in ``combined``, in [0, 1]; costs nothing at run time.
+
+    Raises:
+        CheckpointError: an unreadable file, one of another network, or one that does not hold that choice.
+        UsageError: another branch, or an alpha outside [0, 1].
+    """
+    check_alpha(alpha)
+    source = Path(path).name
+    state, _ = read_state(path)
+    if all(_branch(state, prefix) for prefix in BRANCHES.values()):
+        recipe = from_official(state, alpha, branch)
+    elif (branch, alpha) == ("combined", 0.5):
+        recipe = read_recipe(path)
+    else:
+        raise CheckpointError(f"{source} holds one network, not two branches to choose from or to mix")
+    if recipe is None or recipe.model != "rrdbnet":
+        raise CheckpointError(f"{source} holds no RRDBNet")
+    model = rebuild(recipe.model, recipe.options, source)
+    fit(model, recipe.state, source)
+    assert isinstance(model, RRDBNet)
+    return model.eval()
 
 
 def merge_files(
@@ -245,40 +289,54 @@ def merge_files(
         Near 1 the mixture works; two trainings from different starts come out near 0, and their mixture knows nothing.
 
     Raises:
-        CheckpointError: unreadable files, or files of different networks; the first difference is named.
+        CheckpointError: unreadable files, values that are not finite, or files of different networks; the first
+            difference is named.
         InputError: the target exists.
+        UsageError: an alpha outside [0, 1] that was not asked for, or another word for ``buffers``.
     """
-    from saccade.checkpoint import load, read_state, save
-    from saccade.io.files import check_target
-    from saccade.registry import create
-    from saccade.training.dual_branch import similarity
-
     check_alpha(alpha, extrapolate)
     check_target(Path(target), overwrite)
-    if blur is None:
-        state, _ = read_state(general)
-        parts = [_branch(state, prefix) for prefix in BRANCHES.values()]
-        if not all(parts):
-            raise CheckpointError(f"{Path(general).name} does not hold two branches; give a second file to merge with")
-        recipe = from_official(state)
-        assert recipe is not None
-        name, options = recipe.model, dict(recipe.options)
-    else:
-        networks: list[Any] = [load(general), load(blur)]
-        names = [(str(n.saccade_name), dict(n.saccade_options)) for n in networks]
-        if names[0] != names[1]:
-            told = " and ".join(f"{n} {o or ''}".strip() for n, o in names)
-            raise CheckpointError(f"{Path(general).name} and {Path(blur).name} hold different networks: {told}")
-        (name, options), parts = names[0], [dict(n.state_dict()) for n in networks]
-    model = create(name, weights=None, **options)
+    first, other = _both(Path(general)) if blur is None else (read_recipe(general), None)
+    model = rebuild(first.model, first.options, Path(general).name)
+    fit(model, first.state, Path(general).name)
+    first.state.clear()  # of the two files and the result, two are in memory at a time
+    other = read_recipe(str(blur)) if other is None else other
+    names = [(recipe.model, _settled(recipe)) for recipe in (first, other)]
+    if names[0] != names[1]:
+        told = " and ".join(f"{n} {o or ''}".strip() for n, o in names)
+        raise CheckpointError(f"{Path(general).name} and {Path(str(blur)).name} hold different networks: {told}")
+    mixture = model.state_dict()
+    check_branches(mixture, other.state)
     learnt = {key for key, _ in model.named_parameters()}
-    made = merged(parts[0], parts[1], alpha, parameters=learnt, buffers=buffers)
-    model.load_state_dict(made, strict=True)
+    alike = similarity({k: mixture[k] for k in learnt}, {k: other.state[k] for k in learnt})
+    if not math.isfinite(alike):
+        raise CheckpointError("one of the two networks holds values that are not finite: they cannot be merged")
+    merge_into(mixture, other.state, alpha, parameters=learnt, buffers=buffers)
+    other.state.clear()
     save(model, Path(target), merged=f"alpha {alpha:g}")
     return {
-        "model": name,
-        "options": options,
+        "model": first.model,
+        "options": dict(first.options),
         "alpha": alpha,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "similarity": similarity({k: parts[0][k] for k in learnt}, {k: parts[1][k] for k in learnt}),
+        "similarity": alike,
     }
+
+
+def _both(path: Path) -> tuple[Recipe, Recipe]:
+    """The two branches of one file."""
+    state, _ = read_state(path)
+    if not all(_branch(state, prefix) for prefix in BRANCHES.values()):
+        raise CheckpointError(f"{path.name} does not hold two branches; give a second file to merge with")
+    made = [from_official(state, branch=name) for name in BRANCHES]
+    if made[0] is None or made[1] is None:
+        raise CheckpointError(f"{path.name} holds branches of another network than RRDBNet, which alone is here")
+    return made[0], made[1]
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """A model's options with the defaults of those that were not said: published files tell all, ours what differs."""
+    found = entry(recipe.model)
+    known = inspect.signature(load_function(found.module, found.function)).parameters
+    said = {name: p.default for name, p in known.items() if p.default is not p.empty} | dict(recipe.options)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}

@@ -32,7 +32,7 @@ from saccade.io.files import check_target
 from saccade.io.png import add_text, read_text
 from saccade.restoration.iarn import IARN
 from saccade.restoration.iarn.phases import Window, maps, window
-from saccade.runtime.stream import QUEUED, RESIDENT, give_blocks_back
+from saccade.runtime.stream import QUEUED, RESIDENT, check_array, give_blocks_back
 from saccade.runtime.threads import on_threads
 
 __all__ = ["KEYWORD", "Enlarger", "Note", "Report", "Shrinker", "enlarge", "parse_note", "shrink"]
@@ -222,6 +222,12 @@ class Rescaler:
         return Report(*told, time.perf_counter() - began, notices)
 
 
+def _check_size(size: Any) -> None:
+    """Refuse what is no (width, height) in whole pixels; None is none."""
+    if size is not None and (len(size) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in size)):
+        raise UsageError(f"a size is a width and a height of at least 1 pixel, not {size}")
+
+
 class Shrinker(Rescaler):
     """Makes small pictures. One of ``size`` and ``scale`` is needed.
 
@@ -246,10 +252,11 @@ class Shrinker(Rescaler):
             raise UsageError("say how large the small picture shall be (--size) or how much to shrink (--scale)")
         if scale is not None:
             pair = scale if isinstance(scale, tuple) else (scale, scale)
-            if len(pair) != 2 or not all(math.isfinite(s) and s > 1 for s in pair):
+            if len(pair) != 2 or not all(
+                isinstance(s, int | float | np.number) and math.isfinite(s) and s > 1 for s in pair
+            ):
                 raise UsageError(f"shrinking goes by a scale above 1, not {scale}")
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise UsageError(f"a size is a width and a height of at least 1 pixel, not {size}")
+        _check_size(size)
         self.size, self.scale = size, scale
         super().__init__(model, **others)
 
@@ -364,8 +371,7 @@ class Enlarger(Rescaler):
     def __init__(
         self, model: str | Path | IARN = "iarn", *, size: tuple[int, int] | None = None, **others: Any
     ) -> None:
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise UsageError(f"a size is a width and a height of at least 1 pixel, not {size}")
+        _check_size(size)
         self.size = size
         super().__init__(model, **others)
 
@@ -375,6 +381,8 @@ class Enlarger(Rescaler):
         """Small colour (h, w, 3) uint8 and alpha (h, w) -> large ones of ``bits`` bits, (H, W, 1 or 3) and (H, W)."""
         if self.size is None:
             raise UsageError("an array has no note: say how large the picture was (size)")
+        if bits not in (8, 16):
+            raise UsageError(f"large pictures have 8 or 16 bits, not {bits}")
         return _stacked(list(self.bands(_Array(colour, alpha), self.size, grey, bits)))
 
     def bands(
@@ -491,10 +499,7 @@ class _Array:
     """Pixels in memory with the reader's manners."""
 
     def __init__(self, colour: np.ndarray, alpha: np.ndarray | None) -> None:
-        if colour.ndim != 3 or colour.shape[2] not in (1, 3) or colour.dtype not in (np.uint8, np.uint16):
-            raise InputError(f"a picture is (h, w, 1 or 3) of uint8 or uint16, not {colour.shape} {colour.dtype}")
-        if 0 in colour.shape:
-            raise InputError("a picture without pixels cannot be rescaled")
+        check_array(colour, alpha)
         self.colour, self.alpha = colour, alpha
         self.height, self.width = colour.shape[:2]
 

@@ -108,8 +108,12 @@ class Restorer(Streamed):
         perception: 0 for the network's own output (least error), 1 for the statistics of natural pictures (sharper,
             more error), between them a mixture: deep optimal transport. None leaves it out.
         transport: file of statistics for ``perception``; None for what ships with the model.
+        vae: the autoencoder that those statistics were taken with, where it was neither pixels nor ``vae_small``: a
+            folder that diffusers wrote, or what `restoration.dot.Latent` takes.
         psf: point spread functions of the lens, for ``deblur``: an array or a ``.npy`` file (h, w[, 3]), or a grid of
             cells (rows, columns, h, w, 3).
+        noise_level: with ``psf`` and no model, K of the Wiener filter: larger is more cautious. None measures it.
+        linear: with ``psf``: pictures hold linear light already; else they are taken as sRGB.
         backend: ``"auto"`` (OpenVINO where the network allows it), ``"openvino"`` or ``"torch"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         max_memory: bound on the memory of the process, in bytes.
@@ -131,7 +135,10 @@ class Restorer(Streamed):
         budget: float | None = None,
         perception: float | None = None,
         transport: str | Path | None = None,
+        vae: Any = None,
         psf: Any = None,
+        noise_level: float | None = None,
+        linear: bool = False,
         backend: str = "auto",
         device: str = "auto",
         max_memory: int = 1 << 30,
@@ -145,24 +152,31 @@ class Restorer(Streamed):
             raise UsageError(f"threads must not be negative, got {threads}")
         if perception is not None and not (math.isfinite(perception) and 0 <= perception <= 1):
             raise UsageError(f"perception lies between 0 and 1, not {perception}")
+        if perception is None and not (transport is None and vae is None):
+            raise UsageError("statistics and an autoencoder of transport go with a perception (--perception 0..1)")
         super().__init__()
         self.budget = None if budget is None else check_budget(budget)
         self.task, self.perception = task, perception
         self.max_memory, self.threads = max_memory, threads
         self.device = chosen_device(device, backend)
-        self._deblurring = None if psf is None else _Deblurring(self._with_psf(psf, str(model)), threads)
+        if psf is None and (noise_level is not None or linear):
+            raise UsageError("a noise level and linear light are of deblurring with a known blur (--psf FILE)")
+        self._deblurring = (
+            None if psf is None else _Deblurring(self._with_psf(psf, str(model), noise_level, linear), threads)
+        )
         self.choice = self._choose(task, str(model)) if self._deblurring is None else _known_blur(str(model))
         self.halo, self.grid = self.choice.halo, self.choice.grid
         self.backend = self._backend(backend)
-        self._transport = None if perception is None else self._transported(transport)
+        self._transport = None if perception is None else self._transported(transport, vae)
         if self._transport is not None:
             own = self._transport.halo
             self.halo += GLOBAL_HALO if own is None else int(own)
+            self.grid = math.lcm(self.grid, self._transport.step)
         self._engines: dict[tuple[int, str], engines.Engine] = {}
 
     # -- choosing
 
-    def _with_psf(self, psf: Any, model: str) -> Any:
+    def _with_psf(self, psf: Any, model: str, noise_level: float | None, linear: bool) -> Any:
         """What takes a known blur off.
 
         Raises:
@@ -172,9 +186,11 @@ class Restorer(Streamed):
             raise UsageError(f"a point spread function goes with --task deblur, not with {self.task}")
         if self.perception is not None:
             raise UsageError("--perception does not go with --psf")
+        if noise_level is not None and model != "auto":
+            raise UsageError("a noise level is of the Wiener filter alone; a network reads its own bank of them")
         from saccade.restoration.metalens_former.deblur import Deblurrer
 
-        made = Deblurrer(psf, None if model == "auto" else model, device=self.device)
+        made = Deblurrer(psf, None if model == "auto" else model, noise_level, linear=linear, device=self.device)
         if self.budget is not None:
             made.budget = self.budget
         return made
@@ -239,18 +255,20 @@ class Restorer(Streamed):
         able = graph and "openvino" in engines.available_backends()
         return "openvino" if able and (cached_graph(self.choice.weights) or can_export()) else "torch"
 
-    def _transported(self, transport: str | Path | None) -> Any:
+    def _transported(self, transport: str | Path | None, vae: Any) -> Any:
         """The statistics for ``perception``.
 
         Raises:
-            UsageError: none ship for the model, and no file was given.
+            UsageError: none ship for the model, and no file was given; or they need another autoencoder.
+            CheckpointError: no statistics, or no autoencoder there.
         """
-        from saccade.restoration.dot import DeepOptimalTransport
+        from saccade.restoration.dot import DeepOptimalTransport, open_autoencoder
 
         path = registry.WEIGHTS / f"dot_{self.choice.name}.safetensors" if transport is None else Path(transport)
         if transport is None and not path.is_file():
             raise UsageError(f"no statistics ship for {self.choice.name}: give a file with --transport")
-        return DeepOptimalTransport.load(path)
+        opened = open_autoencoder(vae) if isinstance(vae, str | Path) else vae
+        return DeepOptimalTransport.load(path, opened)
 
     # -- what runs
 
@@ -277,6 +295,7 @@ class Restorer(Streamed):
             return network
         from saccade.restoration.dot import wrap
 
+        self._transport.autoencoder_to(self.device)
         made: nn.Module = wrap(network, self._transport, float(self.perception or 0.0))
         return made
 
@@ -292,14 +311,23 @@ class Restorer(Streamed):
         return super().one_clip() if self._deblurring is None else self._deblurring.one_level()
 
     def _tile(self) -> tuple[int, int]:
-        """Rows and columns of a tile in torch: as large as memory allows for global networks, whose tiles differ."""
-        if self.choice.fixed:
+        """Rows and columns of a tile in torch: as large as memory allows for global networks, whose tiles differ.
+
+        An autoencoder around the transport counts as one: it takes as much memory.
+        """
+        if self.choice.fixed and not self._in_latent:
             return engines.LARGE
         network = self._loaded(self.choice.weights)
-        each = float(getattr(network, "bytes_per_pixel", 4_000))
+        each = 0.0 if self.choice.fixed else float(getattr(network, "bytes_per_pixel", 4_000))
+        each = max(each, 0.0 if self._transport is None else self._transport.bytes_per_pixel)
         room = max(0, self.max_memory - RESIDENT["torch"]) / each
         side = max(64, int(math.sqrt(room)) - 2 * self.halo) // 8 * 8
         return side, side
+
+    @property
+    def _in_latent(self) -> bool:
+        """Whether what was restored goes through an autoencoder."""
+        return self._transport is not None and self._transport.step > 1
 
     def facts(self) -> tuple[str, int, str, str, str]:
         return self.choice.name, 1, self.backend, self.device, "float32"
@@ -310,6 +338,11 @@ class Restorer(Streamed):
             report.notices.append(
                 f"{self.choice.name} attends to the whole picture; it saw {report.tiles} overlapping tiles: "
                 "an approximation (more --max-memory makes them larger)"
+            )
+        elif self._in_latent and report.tiles > 1:
+            report.notices.append(
+                f"the autoencoder of the transport saw {report.tiles} overlapping tiles: an approximation (more "
+                "--max-memory makes them larger)"
             )
         if self.budget is not None and self.choice.macs:
             full = max(float(registry.entry(n).facts["macs"]) for n in TASKS["auto"])

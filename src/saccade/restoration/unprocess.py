@@ -47,7 +47,7 @@ class Unprocessor:
         threads: CPU threads; 0 leaves them as they are.
 
     Raises:
-        UsageError: an unknown pattern, or a seed with a model.
+        UsageError: an unknown pattern, a seed with a model, or a seed that is none.
         CheckpointError: a file that holds no learnt ISP.
     """
 
@@ -65,6 +65,8 @@ class Unprocessor:
         check_pattern(pattern)
         if model is not None and seed is not None:
             raise UsageError("a seed draws a camera for the fixed pipeline; a learnt ISP is one")
+        if seed is not None and not 0 <= seed < 1 << 63:
+            raise UsageError(f"a seed lies between 0 and 2^63 - 1, not {seed}")
         self.isp, self.pattern, self.seed = learnt_isp(model, budget), pattern, seed
         set_threads(threads)
 

@@ -193,9 +193,11 @@ def rolling(reader: PictureReader) -> Read:
     def read(top: int, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
         nonlocal kept, first
         have = 0 if kept is None else first + len(kept[0]) - top
+        old = None if kept is None or not have else (kept[0][-have:], None if kept[1] is None else kept[1][-have:])
+        if old is not None and have >= rows:  # bands lower than their halo: the last ones lie in the window before
+            return old[0][:rows], None if old[1] is None else old[1][:rows]
         fresh = reader.read_rows(top + have, rows - have)
-        if kept is not None and have:
-            old = (kept[0][-have:], None if kept[1] is None else kept[1][-have:])
+        if old is not None:
             alpha = None if fresh[1] is None or old[1] is None else np.concatenate((old[1], fresh[1]))
             fresh = (np.concatenate((old[0], fresh[0])), alpha)
         kept, first = fresh, top

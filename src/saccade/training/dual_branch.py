@@ -21,7 +21,7 @@ from saccade.errors import CheckpointError, UsageError
 from saccade.progress import bar
 from saccade.training.trainer import Examples, learning_rate
 
-__all__ = ["Branches", "adaptive_decay", "check_alpha", "dual_branch", "exchange", "merged", "similarity"]
+__all__ = ["Branches", "adaptive_decay", "check_alpha", "dual_branch", "exchange", "merge_into", "merged", "similarity"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -59,24 +59,50 @@ def merged(
         CheckpointError: different names or shapes; the first difference is named.
         UsageError: another word for ``buffers``.
     """
+    made = {name: value.detach().clone() for name, value in general.items()}
+    merge_into(made, blur, alpha, parameters=parameters, buffers=buffers)
+    return made
+
+
+@torch.no_grad()
+def merge_into(
+    general: Mapping[str, Tensor],
+    blur: Mapping[str, Tensor],
+    alpha: float = 0.5,
+    *,
+    parameters: set[str] | None = None,
+    buffers: str = "general",
+) -> None:
+    """`merged` in place: the first branch's tensors become the mixture, so that no third network exists in memory."""
     if buffers not in ("general", "average"):
         raise UsageError(f"buffers are taken from 'general' or 'average'd, not {buffers!r}")
+    check_branches(general, blur)
+    for name, value in general.items():
+        if value.is_floating_point() and (parameters is None or name in parameters or buffers == "average"):
+            value.lerp_(blur[name].to(value), alpha)
+
+
+def check_branches(general: Mapping[str, Tensor], blur: Mapping[str, Tensor]) -> None:
+    """Refuse what are no branches of one network.
+
+    Raises:
+        CheckpointError: different names, shapes or kinds of numbers; the first difference is named.
+    """
     for name in (*general, *blur):
         if name not in general or name not in blur:
             raise CheckpointError(f"{name} is in one of the two branches only: they are no branches of one network")
         if general[name].shape != blur[name].shape:
             shapes = " and ".join(str(tuple(s[name].shape)) for s in (general, blur))
             raise CheckpointError(f"{name} has the shapes {shapes}: the branches are no branches of one network")
-    made = {}
-    for name, value in general.items():
-        mixed = value.is_floating_point() and (parameters is None or name in parameters or buffers == "average")
-        made[name] = torch.lerp(value, blur[name].to(value), alpha) if mixed else value.clone()
-    return made
+        if general[name].is_floating_point() != blur[name].is_floating_point():
+            kinds = " and ".join(str(s[name].dtype).removeprefix("torch.") for s in (general, blur))
+            raise CheckpointError(f"{name} is {kinds}: the branches are no branches of one network")
 
 
 def similarity(general: Mapping[str, Tensor], blur: Mapping[str, Tensor]) -> float:
-    """Mean over tensors of the cosine between the two branches' values; 1 for equal ones."""
-    each = [F.cosine_similarity(v.detach().flatten(), blur[k].flatten().to(v), dim=0) for k, v in general.items()]
+    """Mean over tensors of the cosine between the two branches' values; 1 for equal ones, also where both are zero."""
+    pairs = [(v.detach().flatten(), blur[k].detach().flatten().to(v)) for k, v in general.items()]
+    each = [F.cosine_similarity(a, b, dim=0) if a.any() or b.any() else a.new_ones(()) for a, b in pairs]
     return float(torch.stack(each).detach().mean()) if each else 1.0
 
 

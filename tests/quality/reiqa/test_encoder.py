@@ -260,5 +260,15 @@ def test_models_without_regressor_or_head_say_so() -> None:
         Encoder("basic", (1, 1), (4,))
 
 
+def test_features_of_another_layout_are_refused() -> None:
+    model = create("reiqa_small", weights=None, width=0.0625, layers=[1, 1])
+    assert isinstance(model, ReIQA)
+    with torch.inference_mode():
+        features = model(torch.rand(1, 3, 64, 64))
+    model.budget = 0.5
+    with pytest.raises(InputError, match="layout quality has 16 features, not 32"):
+        model.regress(features)
+
+
 def test_layouts_have_the_shares_that_the_dial_tells() -> None:
     assert [layout.share for layout in LAYOUTS.values()] == [0.25, 1.0, 1.25, 2.5]

@@ -16,7 +16,7 @@ from PIL import Image
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.quality.reiqa.network import ReIQA
 from saccade.quality.reiqa.ridge import fit_ridge
-from saccade.quality.reiqa.scoring import Regressor, Score, Scorer, half, read_pixels, score
+from saccade.quality.reiqa.scoring import Regressor, Score, Scorer, capped, half, read_pixels, score
 from saccade.registry import create
 from saccade.runtime.engines import available_backends
 
@@ -82,6 +82,39 @@ def test_large_pictures_are_reduced_to_the_side() -> None:
     large = pixels(300, 520)
     small = np.asarray(Image.fromarray(large).resize((256, 148), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(scorer.features(large), scorer.features(small))
+
+
+def test_panoramas_keep_enough_of_their_short_side() -> None:
+    scorer = Scorer(tiny(), side=256, threads=1)
+    wide = pixels(100, 900)
+    kept = np.asarray(Image.fromarray(wide).resize((576, 64), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(scorer.features(wide), scorer.features_of_bytes(capped(wide, 256, 64)))
+    np.testing.assert_array_equal(capped(wide, 256, 64), kept)
+    with pytest.raises(InputError, match="too small"):  # 64 x 1280 would be more than 256 x 256
+        scorer.features(pixels(100, 2000))
+
+
+def test_small_pictures_are_scored_with_a_note(tmp_path: Path) -> None:
+    for side in (70, 128):
+        Image.fromarray(pixels(side, 200)).save(tmp_path / f"{side}.png")
+    few, enough = Scorer(tiny(), threads=1).scores([tmp_path / "70.png", tmp_path / "128.png"])
+    assert few.score is not None
+    assert "few pixels, 200 x 70" in few.notices[0]
+    assert enough.notices == ()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P"])
+def test_a_picture_in_memory_is_scored_as_its_file_is(mode: str, tmp_path: Path) -> None:
+    array = pixels(120, 130)
+    if mode == "I;16":
+        image = Image.fromarray(array[..., 0].astype(np.uint16) * 257)
+    elif mode == "RGBA":
+        image = Image.fromarray(np.dstack([array, np.tile(np.arange(130, dtype=np.uint8), (120, 1))]))
+    else:
+        image = Image.fromarray(array).convert(mode)
+    image.save(tmp_path / "a.png")
+    scorer = Scorer(tiny(), threads=1)
+    np.testing.assert_array_equal(scorer.features(image), scorer.features(tmp_path / "a.png"))
 
 
 def test_grey_transparent_deep_and_cmyk_files_are_converted_with_a_note(tmp_path: Path) -> None:

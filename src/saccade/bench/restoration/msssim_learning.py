@@ -94,13 +94,23 @@ def _once(call: Callable[[Any, Any], Any], x: Any, y: Any, backward: bool) -> An
 
 
 def _differences(calls: dict[str, Callable[[Any, Any], Any]], x: Any, y: Any) -> list[str]:
-    """How far each peer's score is from the protocol that is nearest to it, and its gradient, of the largest."""
-    names = list(calls)
+    """How far each peer's score is from the protocol of its name, and its gradient, of the largest."""
+    from saccade.quality import ms_ssim
+
     notes = []
-    for name in names[2:]:
-        ours = names[1] if name == "pytorch-msssim" else names[0]
-        score = abs(float(_once(calls[name], x, y, False)) - float(_once(calls[ours], x, y, False)))
+    for name, protocol in (("pytorch-msssim", "vainf"), ("torchmetrics", "torchmetrics")):
+        if name not in calls:
+            continue
+        ours = functools.partial(_ours, ms_ssim, protocol)
+        score = abs(float(_once(calls[name], x, y, False)) - float(_once(ours, x, y, False)))
         theirs = _once(calls[name], x, y, True)
-        gradient = float((theirs - _once(calls[ours], x, y, True)).abs().max() / theirs.abs().max())
-        notes.append(f"{ours} and {name}: scores differ by {score:.1e}, gradients by {gradient:.1e} of the largest.")
+        gradient = float((theirs - _once(ours, x, y, True)).abs().max() / theirs.abs().max())
+        notes.append(
+            f"MS-SSIM by saccade, protocol {protocol}, and {name}: scores differ by {score:.1e}, gradients by "
+            f"{gradient:.1e} of the largest."
+        )
     return notes
+
+
+def _ours(measure: Callable[..., Any], protocol: str, x: Any, y: Any) -> Any:
+    return measure(y, x, protocol=protocol).mean()

@@ -37,7 +37,8 @@ SIDES = (256, 512, 1024, 2048)
 LENGTH = 4096
 OURS = "scan by saccade"
 LARGE = 7 << 30  # bytes that a Serpent block at 3840 x 2160 and its input need, with room
-HUGE = 14 << 30  # that a plain Restormer block at 2048 x 2048 needs, with room
+ROOM = 1.15  # of the bytes of tensors that a block needs: what the process takes for them
+UNTOLD = 6 << 30  # bytes taken to be there where the system does not tell
 COMMAND = "saccade bench restoration --system serpent --threads {}"
 
 
@@ -225,7 +226,10 @@ class RestormerBlock(nn.Module):
         return y
 
 
-def _blocks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+Blocks = dict[str, tuple[nn.Module, tuple[int, ...]]]
+
+
+def _blocks() -> Blocks:
     """Blocks of about the same number of parameters, each with what turns (B, C, H, W) into its order."""
     from timm.models.swin_transformer import SwinTransformerBlock
 
@@ -251,40 +255,65 @@ def _width(block: nn.Module) -> int:
     return int(norm.weight.shape[0])
 
 
+def _input(block: nn.Module, order: tuple[int, ...], side: int, device: str = "cpu") -> Tensor:
+    """A picture of noise in the block's width and order; on "meta" its shape alone."""
+    width = _width(block)
+    if device == "meta":
+        return torch.empty(1, width, side, side, device="meta").permute(order).contiguous()
+    return torch.rand(1, width, side, side).permute(order).contiguous()
+
+
+def _fitting(blocks: Blocks, side: int) -> tuple[Blocks, list[str]]:
+    """The blocks that one call on ``side`` x ``side`` pixels has the memory for, and what is to be said of others.
+
+    The inputs of all are held throughout.
+    """
+    there = available() or UNTOLD
+    shapes = {name: _input(block, order, side, "meta") for name, (block, order) in blocks.items()}
+    inputs = sum(x.nbytes for x in shapes.values())
+    fits, notes = {}, []
+    for name, (block, order) in blocks.items():
+        need = int(ROOM * cost(block, shapes[name]).peak_bytes) + inputs - shapes[name].nbytes
+        if need <= there:
+            fits[name] = (block, order)
+        else:
+            told = f"it needs {need / 2**30:.1f} GiB (counted), {there / 2**30:.1f} were there"
+            notes.append(f"without {name} at {side}x{side}: {told}.")
+    return fits, notes
+
+
 def _block_rows(threads: int, rounds: int, sides: tuple[int, ...] = SIDES) -> tuple[list[Row], list[str]]:
     blocks, found, notes = _blocks(), list[Row](), list[str]()
     told = ", ".join(f"{n} {count_parameters(b):,} ({_width(b)} channels)" for n, (b, _) in blocks.items())
     notes.append(f"Serpent's block against others, parameters: {told}.")
     inside = functools.partial(peers.torch_threads, threads)
-    medians: dict[str, list[float]] = {name: [] for name in blocks}
-    if available() < HUGE:
-        sides = tuple(side for side in sides if side <= 1024)
-        notes.append(
-            "Blocks are compared to 1024x1024 only: there was not the memory for a Restormer block at 2048x2048."
-        )
+    medians: dict[str, dict[int, float]] = {name: {} for name in blocks}
+    first = next(iter(blocks))
     for side in sides:
-        contenders = []
-        for name, (block, order) in blocks.items():
-            x = torch.rand(1, _width(block), side, side).permute(order).contiguous()
-            contenders.append(Contender(name, functools.partial(block, x), threads, inside))
+        fits, said = _fitting(blocks, side)
+        notes += said
+        if first not in fits:
+            break
+        contenders = [
+            Contender(name, functools.partial(block, _input(block, order, side)), threads, inside)
+            for name, (block, order) in fits.items()
+        ]
         timings = measure(contenders, rounds if side < 1024 else 1, warmup=int(side < 1024))
-        first = contenders[0].name
         facts = {"what": "one block, equal parameters", "size": f"{side}x{side}", "command": COMMAND.format(threads)}
         found += compare(timings, first, system="serpent", **facts)
-        peaks = {c.name: _peak(c) for c in contenders} if side >= 512 else {}
-        for name in blocks:
-            medians[name].append(timings[name].median)
-        if peaks:
-            notes.append(
-                f"peak memory of one call at {side}x{side}, beyond its input: "
-                + ", ".join(f"{name} {peak / 2**20:,.0f} MiB" for name, peak in peaks.items())
-                + "."
-            )
-    for name, seconds in medians.items():
-        pixels = np.log([side * side for side in sides])
-        exponent = float(np.polyfit(pixels, np.log(seconds), 1)[0])
-        notes.append(f"{name}: time grows with pixels to the power of {exponent:.2f}, {sides[0]} to {sides[-1]} px.")
-    return found, notes
+        for name, timing in timings.items():
+            medians[name][side] = timing.median
+        if side >= 512:
+            peaks = ", ".join(f"{c.name} {_peak(c) / 2**20:,.0f} MiB" for c in contenders)
+            notes.append(f"peak memory of one call at {side}x{side}, beyond its input: {peaks}.")
+    return found, [*notes, *(_growth_of(name, points) for name, points in medians.items() if len(points) > 1)]
+
+
+def _growth_of(name: str, seconds: dict[int, float]) -> str:
+    """The exponent in pixels of seconds by side, in words."""
+    pixels = np.log([side * side for side in seconds])
+    exponent = float(np.polyfit(pixels, np.log([*seconds.values()]), 1)[0])
+    return f"{name}: time grows with pixels to the power of {exponent:.2f}, {min(seconds)} to {max(seconds)} px."
 
 
 def _peak(contender: Contender) -> int:

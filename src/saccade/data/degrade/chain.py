@@ -31,6 +31,7 @@ from saccade.data.degrade.kernels import (
 )
 from saccade.data.degrade.video import CODECS, compress_video
 from saccade.errors import InputError, UsageError
+from saccade.nn.pictures import check_picture
 
 __all__ = ["FIRST", "SECOND", "SecondOrder", "Stage", "poisson_noise", "random_kernels", "walk"]
 
@@ -190,12 +191,13 @@ class SecondOrder:
             (t, 3, H // scale, W // scale) in [0, 1], at levels of 1/255, of the clip's dtype and device.
 
         Raises:
-            InputError: another shape, or a clip smaller than ``scale``.
+            InputError: another shape, values that are no pixels in [0, 1], or a clip smaller than ``scale``.
             UnavailableError: with ``video``, PyAV is not installed.
         """
         size = (clip.shape[-2] // self.scale, clip.shape[-1] // self.scale)
         if clip.ndim != 4 or clip.shape[1] != 3 or len(clip) < 1 or min(size) < 1:
             raise InputError(f"a degradation takes a clip (t, 3, H, W) of frames, not {tuple(clip.shape)}")
+        check_picture(clip, 3, "a degradation")
         x = clip.float()
         for number, stage in enumerate(self.stages):
             x = self._round(x, stage, chance)

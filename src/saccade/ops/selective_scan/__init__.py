@@ -167,13 +167,15 @@ def scan_tokens(
     )
     if not length:
         raise InputError("a selective scan needs a sequence of at least one element")
-    _check_values(x.delta, A, softplus)
+    if any(t.is_complex() for t in (*x, D, delta_bias, state) if t is not None):
+        raise InputError("a selective scan is of real numbers; some of these are complex")
     kind = u.dtype
     wide = torch.float64 if kind == torch.float64 else torch.float32
     x = Operands(*(t.to(wide) for t in x))
     D, delta_bias, state = (None if t is None else t.to(wide) for t in (D, delta_bias, state))
     if delta_bias is not None:
         x = x._replace(delta=x.delta + delta_bias)
+    _check_values(x.delta, A, softplus)  # with its bias
     h = x.u.new_zeros(batch, groups, states, each) if state is None else state.transpose(-1, -2).contiguous()
     y, h = _run(x._replace(A=x.A.transpose(-1, -2).contiguous()), h, softplus, reverse, path)
     return (y if D is None else torch.addcmul(y, x.u, D)).to(kind), h.transpose(-1, -2)

@@ -210,12 +210,17 @@ class ReIQA(nn.Module):
 
         Raises:
             UsageError: the model holds no regressor.
+            InputError: features of another layout.
         """
         if not self.scores:
             raise UsageError(
                 "this model gives features, not scores: fit a regressor on rated pictures (saccade train iqa)"
             )
         weights = cast(Tensor, getattr(self, f"coefficients_{self.setting}"))
+        if features.shape[-1] != len(weights):
+            raise InputError(
+                f"the layout {self.setting} has {len(weights)} features, not {features.shape[-1]}: these are of another"
+            )
         return features @ weights + cast(Tensor, getattr(self, f"intercept_{self.setting}"))
 
     def score(self, x: Tensor) -> Tensor:

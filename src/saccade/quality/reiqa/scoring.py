@@ -20,6 +20,7 @@ from torch import Tensor
 from saccade.checkpoint import load, read_header, write_bytes
 from saccade.errors import CheckpointError, InputError, SaccadeError, UsageError, first_line
 from saccade.io import find_pictures, read_picture
+from saccade.io.pil import from_pil
 from saccade.quality.reiqa.engine import Backend, Encode, encoders, pick_backend
 from saccade.quality.reiqa.network import SMALLEST, ReIQA, layout_hash
 from saccade.quality.reiqa.ridge import Ridge
@@ -150,7 +151,7 @@ class Scorer:
         threads: of the processor; 0 for all cores.
 
     Raises:
-        UsageError: unknown name or backend, a side below 256, or no regressor where one is needed.
+        UsageError: unknown name or backend, a side below 256, negative threads, or no regressor where one is needed.
         CheckpointError: an unusable file; a regressor fitted on other features.
     """
 
@@ -166,6 +167,8 @@ class Scorer:
     ) -> None:
         if side < 256:
             raise UsageError(f"--side is at least 256 pixels, not {side}")
+        if threads < 0:
+            raise UsageError(f"threads must not be negative, got {threads}")
         self.model, self.side = _model(model), side
         self.name = str(getattr(self.model, "saccade_name", "reiqa"))
         if isinstance(regressor, str | Path):
@@ -192,6 +195,11 @@ class Scorer:
             if [layout.branches, layout.sizes] == wanted:
                 return
 
+    @property
+    def smallest(self) -> int:
+        """Pixels that each side is to have: 64, or 32 where the half size is not used."""
+        return SMALLEST * (2 if 0.5 in self.model.layout.sizes else 1)
+
     def features(self, picture: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray:
         """(D,) float32, in the order of the layout.
 
@@ -207,13 +215,18 @@ class Scorer:
 
     def features_of_bytes(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (D,) float32."""
-        pixels = capped(pixels, self.side)
         sizes, branches = self.model.layout.sizes, self.model.layout.branches
+        pixels = capped(pixels, self.side, self.smallest)
         check_size(pixels, 0.5 in sizes)
+        ready = self.prepare()
+        given = {1.0: pixels, 0.5: half(pixels) if 0.5 in sizes else pixels}
+        return np.concatenate([ready[branch](given[size]) for branch in branches for size in sizes])
+
+    def prepare(self) -> dict[str, Encode]:
+        """The encoders, made ready to run; the first picture does it otherwise."""
         if self._encoders is None:
             self._encoders = encoders(self.model, self.backend, self._threads)
-        given = {1.0: pixels, 0.5: half(pixels) if 0.5 in sizes else pixels}
-        return np.concatenate([self._encoders[branch](given[size]) for branch in branches for size in sizes])
+        return self._encoders
 
     def regress(self, features: np.ndarray) -> float:
         """Score of one row of features.
@@ -249,6 +262,8 @@ class Scorer:
                 ahead += [reader.submit(read_pixels, f) for f in files[i + 1 : i + 2]]
                 try:
                     pixels, notices, size = ahead.pop(0).result()
+                    if min(size) < 2 * self.smallest:
+                        notices.append(f"{path} has few pixels, {size[0]} x {size[1]}: its score is rough")
                     value = self.regress(self.features_of_bytes(pixels))
                     yield Score(str(path), value, *size, tuple(notices))
                 except SaccadeError as error:
@@ -281,18 +296,25 @@ def read_pixels(path: str | Path) -> tuple[np.ndarray, list[str], tuple[int, int
     """
     pixels, alpha, reader = read_picture(path)
     notices = list(reader.notices)
+    pixels, said = bytes_on_white(pixels, alpha)
+    return pixels, [*notices, *(f"{path} {words}" for words in said)], (reader.width, reader.height)
+
+
+def bytes_on_white(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
+    """(h, w, 1 or 3) of uint8 or uint16 and alpha (h, w) as (h, w, 3) uint8, and what was converted."""
+    said = []
     if pixels.dtype != np.uint8:
-        notices.append(f"{path} has 16 bits a sample: scored at 8")
+        said.append("has 16 bits a sample: scored at 8")
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         alpha = None if alpha is None else ((alpha.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.shape[2] == 1:
-        notices.append(f"{path} is grey: scored as RGB with three equal channels")
+        said.append("is grey: scored as RGB with three equal channels")
         pixels = np.repeat(pixels, 3, 2)
     if alpha is not None and alpha.min() < 255:
-        notices.append(f"{path} has transparency: scored on white")
+        said.append("has transparency: scored on white")
         cover = alpha[..., None].astype(np.float32) / 255
         pixels = np.rint(255 + (pixels - np.float32(255)) * cover).astype(np.uint8)
-    return pixels, notices, (reader.width, reader.height)
+    return pixels, said
 
 
 def to_bytes(picture: np.ndarray | Image.Image | Tensor) -> np.ndarray:
@@ -302,7 +324,7 @@ def to_bytes(picture: np.ndarray | Image.Image | Tensor) -> np.ndarray:
         InputError: another shape, or values outside [0, 1].
     """
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return bytes_on_white(*from_pil(picture))[0]
     if isinstance(picture, Tensor):
         tensor = picture[0] if picture.ndim == 4 and len(picture) == 1 else picture
         array: np.ndarray = tensor.detach().cpu().numpy()
@@ -320,12 +342,19 @@ def to_bytes(picture: np.ndarray | Image.Image | Tensor) -> np.ndarray:
     return np.rint(picture * 255).astype(np.uint8)
 
 
-def capped(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Reduced so that the long side is at most ``side`` (Pillow's bicubic)."""
-    longest = max(pixels.shape[:2])
+def capped(pixels: np.ndarray, side: int, smallest: int = 1) -> np.ndarray:
+    """Reduced so that the long side is at most ``side`` (Pillow's bicubic).
+
+    Of a panorama the long side stays longer, where the short one would fall below ``smallest`` and all pixels together
+    are no more than a square of ``side`` has.
+    """
+    longest, shortest = max(pixels.shape[:2]), min(pixels.shape[:2])
     if longest <= side:
         return pixels
-    height, width = (max(1, round(n * side / longest)) for n in pixels.shape[:2])
+    share = side / longest
+    if shortest * share < smallest <= shortest and smallest * longest * (smallest / shortest) <= side**2:
+        share = smallest / shortest
+    height, width = (max(1, round(n * share)) for n in pixels.shape[:2])
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 

@@ -19,8 +19,18 @@ displacement (closed form); perception = 1 - a is the dial. Without an autoencod
 
 from __future__ import annotations
 
-from saccade.restoration.dot.latents import PIXELS, Latent, identity
+from saccade.restoration.dot.latents import PIXELS, Latent, identity, open_autoencoder
 from saccade.restoration.dot.network import DeepOptimalTransport, from_official
 from saccade.restoration.dot.perceptual import Perceptual, fit, wrap
 
-__all__ = ["PIXELS", "DeepOptimalTransport", "Latent", "Perceptual", "fit", "from_official", "identity", "wrap"]
+__all__ = [
+    "PIXELS",
+    "DeepOptimalTransport",
+    "Latent",
+    "Perceptual",
+    "fit",
+    "from_official",
+    "identity",
+    "open_autoencoder",
+    "wrap",
+]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import UsageError
+from saccade.errors import CheckpointError, UnavailableError, UsageError, first_line
 
-__all__ = ["PIXELS", "Latent", "identity"]
+__all__ = ["PIXELS", "Latent", "identity", "open_autoencoder", "shipped_autoencoder"]
 
 PIXELS = "pixels"
 
@@ -24,6 +25,41 @@ def identity(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(plain.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def open_autoencoder(path: str | Path) -> nn.Module:
+    """The autoencoder of a file of ours, or of a folder that diffusers wrote. Pickles are never opened.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        UnavailableError: a folder, and the ``generation`` extra is not installed.
+    """
+    path = Path(path)
+    if path.is_file():
+        from saccade.checkpoint import load
+
+        return load(path)
+    if not path.is_dir():
+        raise CheckpointError(f"no autoencoder at {path}: give a folder that diffusers wrote, or a file of weights")
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise UnavailableError.extra("the autoencoder of diffusers", "generation") from error
+    try:
+        made: nn.Module = AutoencoderKL.from_pretrained(str(path), use_safetensors=True, local_files_only=True)
+    except Exception as error:  # of many kinds, by what is missing or damaged
+        raise CheckpointError(f"cannot read the autoencoder in {path}: {first_line(error)}") from error
+    return made
+
+
+def shipped_autoencoder(name: str) -> nn.Module | None:
+    """The autoencoder that ships, if these are its weights (`identity`)."""
+    from saccade import registry
+
+    if registry.default_weights("vae_small") is None:
+        return None
+    made = registry.create("vae_small")
+    return made if identity(made) == name else None
 
 
 class Latent:
@@ -61,7 +97,11 @@ class Latent:
             raise UsageError(f"{type(self.model).__name__} does not tell the size of its latent") from error
 
     def encode(self, pictures: Tensor, chance: torch.Generator | None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, c, ceil(H/step), ceil(W/step)); sides are reflected to whole places."""
+        """(B, 3, H, W) in [-1, 1] -> (B, c, ceil(H/step), ceil(W/step)); sides are reflected to whole places.
+
+        In the autoencoder's own precision, whatever that of the pictures.
+        """
+        pictures = pictures.to(next(self.model.parameters()).dtype)
         below, beside = (-n % self.step for n in pictures.shape[-2:])
         if below or beside:
             reflects = below < pictures.shape[-2] and beside < pictures.shape[-1]

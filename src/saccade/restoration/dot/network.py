@@ -14,7 +14,7 @@ from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.registry import recognise, register
 from saccade.restoration.dot.gaussian import transport_operators, w2
-from saccade.restoration.dot.latents import PIXELS, Latent
+from saccade.restoration.dot.latents import PIXELS, Latent, shipped_autoencoder
 from saccade.restoration.dot.patches import CHUNK, Map, fold_weights, patchify
 
 __all__ = ["DeepOptimalTransport", "from_official"]
@@ -138,7 +138,7 @@ class DeepOptimalTransport(nn.Module):
         """Read what `save` wrote.
 
         Args:
-            vae: the autoencoder that the statistics were taken with, where it was not in pixels.
+            vae: the autoencoder that the statistics were taken with, where it was neither pixels nor ``vae_small``.
 
         Raises:
             CheckpointError: a damaged or foreign file, or statistics of another autoencoder.
@@ -152,6 +152,8 @@ class DeepOptimalTransport(nn.Module):
         made.check(str(path))
         if vae is not None:
             made.attach(vae)
+        elif made.codec != PIXELS and (own := shipped_autoencoder(made.codec)) is not None:
+            made.attach(own)
         elif made.codec != PIXELS:
             raise UsageError(f"{path} was made with an autoencoder ({made.codec[:12]}...); give it too")
         return made
@@ -169,6 +171,12 @@ class DeepOptimalTransport(nn.Module):
             was = "in pixels" if self.codec == PIXELS else f"with another autoencoder ({self.codec[:12]}...)"
             raise CheckpointError(f"these statistics were taken {was}, not with {latent.identity[:12]}...")
         self._latent = (latent,)
+
+    def autoencoder_to(self, device: Any) -> None:
+        """Move the autoencoder, which is no part of the module, to the device of the pictures."""
+        latent = self._latent[0]
+        if latent is not None:
+            latent.model.to(device)
 
     def check(self, source: str) -> None:
         """Refuse statistics that cannot be.
@@ -295,13 +303,25 @@ class DeepOptimalTransport(nn.Module):
         one_noise = self.compat == "official"
         noisy = maps.noise is not None
         made = maps.slow(latent, chance, one_noise=one_noise) if slow or noisy else maps.fast(latent)
-        return self._decode(made.to(pictures.dtype), *pictures.shape[-2:])
+        return self._decode(made.to(latent.dtype), *pictures.shape[-2:]).to(pictures.dtype)
 
     def forward(self, pictures: Tensor, zero_shot: bool = False, latent_alpha: float = 0.0) -> Tensor:
         """`transport`; with ``compat="official"`` without its options."""
         if self.compat == "official":
             return self.transport(pictures)
         return self.transport(pictures, zero_shot=zero_shot, latent_alpha=latent_alpha)
+
+    @property
+    def step(self) -> int:
+        """Pixels of a side of a place of the latent; 1 in pixels."""
+        latent = self._latent[0]
+        return 1 if latent is None else latent.step
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        """Memory that the autoencoder takes, about; that of diffusers is taken for 4,000 bytes a pixel."""
+        latent = self._latent[0]
+        return 0.0 if latent is None else float(getattr(latent.model, "bytes_per_pixel", 4_000))
 
     @property
     def halo(self) -> int | None:
@@ -354,8 +374,7 @@ class DeepOptimalTransport(nn.Module):
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             hint = "divide by 255" if high > 2 else "halve and add 1/2" if low < -0.5 else "clamp them"
             raise InputError(f"{takes}, these lie in [{low:.3g}, {high:.3g}]; {hint}")
-        latent = self._latent[0]
-        step = 1 if latent is None else latent.step
+        step = self.step
         if min(-(-n // step) for n in pictures.shape[-2:]) < self.patch:
             least = (self.patch - 1) * step + 1
             raise InputError(f"pictures of {pictures.shape[3]}x{pictures.shape[2]} are smaller than a patch ({least})")

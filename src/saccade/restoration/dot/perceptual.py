@@ -146,20 +146,18 @@ def _tensor(picture: Any) -> Tensor:
     """(B, 3, h, w) float32 of a tensor, or of whatever `saccade.io` reads."""
     if isinstance(picture, Tensor):
         return picture if picture.ndim == 4 else picture[None]
+    import numpy as np
     from PIL import Image
 
     from saccade.io import read_picture
+    from saccade.io.pil import from_pil
 
-    if isinstance(picture, Image.Image):
-        import numpy as np
-
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
     if hasattr(picture, "dtype"):
-        array = torch.from_numpy(picture)
-        if array.ndim != 3 or array.shape[2] != 3:
-            raise InputError(f"an array holds a picture as (h, w, 3), not {tuple(array.shape)}")
-        return array.permute(2, 0, 1)[None].float() / (1 if array.is_floating_point() else torch.iinfo(array.dtype).max)
-    colour = read_picture(picture)[0]
-    full = 65535 if colour.dtype.itemsize == 2 else 255
-    made = torch.from_numpy(colour.astype("float32") / full).permute(2, 0, 1)[None]
+        colour = picture
+        if colour.ndim != 3 or colour.shape[2] != 3:
+            raise InputError(f"an array holds a picture as (h, w, 3), not {tuple(colour.shape)}")
+    else:
+        colour = from_pil(picture)[0] if isinstance(picture, Image.Image) else read_picture(picture)[0]
+    full = 1 if colour.dtype.kind == "f" else np.iinfo(colour.dtype).max
+    made = torch.from_numpy(colour.astype(np.float32) / np.float32(full)).permute(2, 0, 1)[None]
     return made.expand(-1, 3, -1, -1)

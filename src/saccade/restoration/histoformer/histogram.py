@@ -60,7 +60,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, spread: bool) -
     """Attention between the bins of sorted sequences (B, C, n); as many bins for each channel as heads.
 
     Queries and keys are normalised along their bin; instead of the bins their products are divided by the two norms.
+    In 16 bits the products of a long bin overflow, and the norm of an empty one is lost: computed in float32.
     """
+    if v.dtype in (torch.float16, torch.bfloat16):
+        return attend(q.float(), k.float(), v.float(), temperature.float(), spread).to(v.dtype)
     heads, n = len(temperature), v.shape[-1]
     q, k, v = (bins(x, heads, heads, spread) for x in (q, k, v))
     norms = [torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12) for x in (q, k)]

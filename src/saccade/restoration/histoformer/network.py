@@ -75,6 +75,9 @@ class Histoformer(nn.Module):
     Shape: (B, 3, h, w) in [0, 1] -> the same, not clamped; sides of 8 or more. What does not divide by 8 is padded by
     reflection at the right and the bottom.
 
+    It compiles (`torch.compile`) and exports (`torch.export`) at a fixed size. There is no ONNX export: a stable sort
+    of the whole picture has no operator there.
+
     Raises:
         UsageError: widths that do not divide among heads or by 4.
         InputError: what is no batch of RGB pictures, a side below 8; in evaluation mode also values outside [0, 1] and
@@ -193,6 +196,8 @@ class Histoformer(nn.Module):
             raise InputError(
                 f"Histoformer takes pictures of {MULTIPLE} pixels a side or more, not {tuple(x.shape[-2:])}"
             )
+        if not len(x):
+            raise InputError(f"Histoformer takes pictures, not an empty batch {tuple(x.shape)}")
         if not self.training:
             check_picture(x, 3, "Histoformer")
         if x.dtype == torch.float16 and x.device.type == "cpu":

@@ -149,7 +149,7 @@ class IRN(nn.Module):
         growth: channels that each layer of a dense block adds.
 
     Shape: `forward` (B, 3, H, W) in [0, 1] -> (B, 3 * 4^n, H/2^n, W/2^n), n = len(blocks): the small picture, not
-    rounded, then the latent. H and W must be multiples of the scale.
+    rounded, then the latent. H and W must be multiples of the scale; an export may leave them free.
 
     Raises:
         UsageError: no steps, or a growth below 1.

@@ -118,9 +118,13 @@ def large_range(n: int, m: int, part: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(0, min(n, -((m - 2 * q * n) // (2 * m)))) for q in part)  # type: ignore[return-value]
 
 
-@functools.lru_cache(maxsize=128)
 def maps(n: int, m: int, functions: int, small: tuple[int, int], large: tuple[int, int]) -> Maps:
     """The maps of one axis, cut to the small pixels ``small`` and the large samples ``large``."""
+    # what is made inside of a graph has no values outside of it, so it is not kept
+    return (_maps if torch.compiler.is_compiling() else _kept_maps)(n, m, functions, small, large)
+
+
+def _maps(n: int, m: int, functions: int, small: tuple[int, int], large: tuple[int, int]) -> Maps:
     wide, narrow = large[1] - large[0], small[1] - small[0]
     place = np.arange(*large) * 2 * m + m  # (i + 1/2) r in units of 1 / 2n: whole numbers, so no rounding
     inside = place // (2 * n)
@@ -143,6 +147,8 @@ def maps(n: int, m: int, functions: int, small: tuple[int, int], large: tuple[in
         _banded(synthesis, wide, narrow, given=functions),
     )
 
+
+_kept_maps = functools.lru_cache(maxsize=128)(_maps)
 
 Piece = tuple[tuple[int, int], tuple[int, int], Array]
 

@@ -93,6 +93,7 @@ def psf_field(psf: Any, *, normalise: bool = True) -> Tensor:
         InputError: another shape, negative or non-finite values, no light, or too many of them.
     """
     try:
+        psf = psf.detach().cpu() if isinstance(psf, Tensor) else psf
         values = torch.as_tensor(np.asarray(psf, np.float32))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"PSFs are arrays of real numbers, not {type(psf).__name__}") from error
@@ -148,7 +149,8 @@ class Deblurrer:
         linear: pictures hold linear light already (RAW, renderings); else they are sRGB-encoded.
         compat: ``"official"``: the published pipeline. PSFs as they are (not normalised), a border of black, cells
             with one cell around them cut without blending, the picture a whole number of cells, and the pixel shift
-            that `optics` describes. The network then sees the whole picture at once, in memory that grows with it.
+            that `optics` describes. The network then sees the whole picture at once, in memory that grows with it; one
+            that is loaded by name or file rounds its attention as published (one that is given stays as it is).
         device: of torch.
 
     Attributes:
@@ -172,7 +174,7 @@ class Deblurrer:
         self.device, self.linear, self.compat = torch.device(device), linear, compat
         values = read_psf(psf) if isinstance(psf, str | Path) else psf
         self.psfs = psf_field(values, normalise=compat is None).to(self.device)
-        self.model = None if model is None else _model(model).to(self.device)
+        self.model = None if model is None else _model(model, compat).to(self.device)
         self.noise_levels = self._levels(noise_levels)
         self.level: float | None = None
         self._budget = 1.0
@@ -245,6 +247,8 @@ class Deblurrer:
         if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.dtype.kind not in "uf":
             kind = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise InputError(f"deblurring takes pictures (H, W, colours) of uint8, uint16 or float, not {kind}")
+        if 0 in picture.shape:
+            raise InputError(f"deblurring takes pictures (H, W, colours), not empty ones {picture.shape}")
         if picture.dtype.kind == "u" and picture.dtype.itemsize > 2:
             raise InputError(f"deblurring takes uint8, uint16 or float pictures, not {picture.dtype}")
         colours, own = picture.shape[2], self.psfs.shape[-1]
@@ -417,12 +421,14 @@ def deblur(
     return Deblurrer(psf, model, noise_levels, linear=linear, compat=compat).array(picture)
 
 
-def _model(model: str | Path | nn.Module) -> ACFormer:
+def _model(model: str | Path | nn.Module, compat: Compat) -> ACFormer:
     if not isinstance(model, nn.Module):
         from saccade import checkpoint, registry
 
         known = isinstance(model, str) and model in registry.list_models()
         model = registry.create(str(model)) if known else checkpoint.load(model)
+        if compat is not None and isinstance(model, ACFormer):
+            model.ca.compat = compat
     if not isinstance(model, ACFormer):
         raise UsageError(
             f"deblurring with PSFs takes an ACFormer (acformer, acformer_tiny), not {type(model).__name__}"

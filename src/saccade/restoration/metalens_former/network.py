@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from saccade.errors import InputError, UsageError
 from saccade.nn.channel_norm import ChannelNorm
+from saccade.nn.pictures import check_picture
 from saccade.nn.restormer import EPSILON, GDFN, MDTA, Downsample, Upsample, highpass, norm_last, row_strips
 from saccade.nn.windows import join_windows, split_windows
 from saccade.restoration.metalens_former.optics import Compat
@@ -314,9 +315,11 @@ class ACFormer(nn.Module):
     Shape: (B, M, 3, H, W) or (B, 3 M, H, W) in [0, 1], any size -> (B, 3, H, W), not clamped. Sides that are no
     multiple of 8 windows are continued by reflection and cut again.
 
+    It compiles (`torch.compile`) and exports (`torch.export`) at a fixed size: windows are counted from it.
+
     Raises:
         UsageError: options that do not go together.
-        InputError: another number of pictures or colours.
+        InputError: another number of pictures or colours, none; in evaluation mode, values outside [0, 1] or NaN.
     """
 
     #: transposed attention sees the whole picture
@@ -407,6 +410,8 @@ class ACFormer(nn.Module):
             )
         if stack.numel() == 0:
             raise InputError(f"ACFormer takes pictures, not empty ones {tuple(stack.shape)}")
+        if not self.training:
+            check_picture(stack.flatten(1, 2), self.in_channels, "ACFormer")
         return stack
 
 

@@ -192,10 +192,13 @@ def add_noise(light: Tensor, generator: torch.Generator, gain: float = GAIN, rea
 
     Raises:
         UsageError: a negative gain or deviation.
+        InputError: light that is negative or not a number.
     """
     if gain < 0 or read < 0:
         raise UsageError(f"noise has a gain and a deviation of at least 0, not {gain} and {read}")
     if gain:
+        if light.device.type == "cpu" and not bool((light >= 0).all()):
+            raise InputError(f"light is not negative, and a number; this goes down to {float(light.min()):.3g}")
         light = torch.poisson(light / gain, generator=generator) * gain
     noise = torch.randn(light.shape, generator=generator, device=light.device, dtype=light.dtype)
     return (light + noise * read).clamp(0, 1)

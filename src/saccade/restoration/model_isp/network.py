@@ -43,6 +43,8 @@ LEARNT = ("lsc", "wb", "ccm", "tone")
 IMPORTANCE = ("wb", "ccm", "tone", "lsc")
 LOOK = 32  # pixels a side that encoders see
 SINGULAR = 0.1  # smallest determinant of a colour matrix
+#: of settings, beside their batch; None for what the network decides
+SHAPES: dict[str, tuple[int | None, ...]] = {"lsc": (None,), "gains": (3,), "ccm": (3, 3), "tone": (3, None)}
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,17 @@ class Settings:
         """Itself, if every setting can be applied and undone.
 
         Raises:
-            UsageError: gains that are not positive, a singular matrix, a curve that does not rise from 0 to 1.
+            UsageError: another shape, gains that are not positive, a singular matrix, a curve that does not rise from 0
+                to 1.
         """
+        for name, wanted in SHAPES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            same = value.ndim == 1 + len(wanted) and len(value)
+            if not same or any(w not in (None, n) for n, w in zip(value.shape[1:], wanted, strict=True)):
+                told = ", ".join("any" if w is None else str(w) for w in wanted)
+                raise UsageError(f"settings hold {name} as (B, {told}), not {tuple(value.shape)}")
         if self.gains is not None and not bool((self.gains > 0).all() & self.gains.isfinite().all()):
             raise UsageError(f"gains must be positive numbers, not {_few(self.gains)}")
         if self.ccm is not None:
@@ -232,6 +243,9 @@ class ModelISP(nn.Module):
             look: (B, 3, h, w) pixels of it.
             grid: (1, h, w, 2), their places (`pixel_grid`).
             direction: ``forward`` if they are RAW, ``inverse`` if they are RGB.
+
+        Raises:
+            UsageError: towards RAW, in evaluation mode, a learnt colour matrix that cannot be undone.
         """
         encoder = self.encoder_fwd if direction == "forward" else self.encoder_inv
         predicted, chosen = [n for n in self.predicted() if n not in self._disabled], dict[str, Tensor]()
@@ -244,6 +258,8 @@ class ModelISP(nn.Module):
                 average = encoder.average(name).expand(len(look), -1)
                 chosen[name] = encoder(x, name) if name in predicted else average
                 setting = self._stage(name).mix(chosen[name])
+            if name == "ccm" and direction == "inverse" and not (self.training or torch.compiler.is_compiling()):
+                Settings(ccm=setting).check()  # a dictionary may have learnt what cannot be undone
             if set(predicted) - set(chosen):  # nobody looks at what comes after the last predicted stage
                 x = self._act(name, x, setting, grid, direction)
         return chosen
@@ -310,8 +326,22 @@ class ModelISP(nn.Module):
         if given is None:
             return self.predict(x, direction)
         if not torch.compiler.is_compiling():
-            given.check()
+            self._fit(given.check(), len(x))
         return given
+
+    def _fit(self, given: Settings, count: int) -> None:
+        """Refuse settings of another number of pictures, or of another dictionary.
+
+        Raises:
+            UsageError: says which.
+        """
+        for name in SHAPES:
+            value = getattr(given, name)
+            if value is not None and len(value) not in (1, count):
+                raise UsageError(f"settings for {len(value)} pictures ({name}) do not go with {count}")
+        atoms = len(self._stage("lsc").residual)
+        if given.lsc is not None and given.lsc.shape[1] != atoms:
+            raise UsageError(f"this network has {atoms} gain maps, not {given.lsc.shape[1]}")
 
     def forward_packed(self, packed: Tensor, settings: Settings | None = None, method: Method = "malvar") -> Tensor:
         """Demosaic and develop: packed RAW (B, 4, H/2, W/2) -> RGB (B, 3, H, W).

@@ -160,7 +160,8 @@ class ColourMatrix(nn.Module):
         return (setting @ x.flatten(2)).view_as(x).clamp(0, 1)
 
     def undo(self, x: Tensor, setting: Tensor) -> Tensor:
-        return (torch.linalg.inv(setting) @ x.flatten(2)).view_as(x).clamp(0, 1)
+        exact = setting if setting.dtype == torch.float64 else setting.float()  # nothing is inverted in half precision
+        return (torch.linalg.inv(exact).to(setting) @ x.flatten(2)).view_as(x).clamp(0, 1)
 
 
 class Tone(nn.Module):
