@@ -89,7 +89,7 @@ class Options(trainer.Options):
         flow: file of SPyNet's weights.
         freeze_flow: steps before SPyNet learns; -1: it never does, as published.
         perceptual: file of torchvision's VGG-19, for phase 1; None leaves the perceptual loss out.
-        judge_rate, judge_width: of the discriminator: learning rate, channels at the picture's size.
+        discriminator_rate, discriminator_width: of the discriminator: learning rate, channels at the picture's size.
         workers: processes that read and degrade.
     """
 
@@ -112,8 +112,8 @@ class Options(trainer.Options):
     flow: str | None = None
     freeze_flow: int = -1
     perceptual: str | None = None
-    judge_rate: float = 1e-4
-    judge_width: int = 64
+    discriminator_rate: float = 1e-4
+    discriminator_width: int = 64
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -150,14 +150,14 @@ class Options(trainer.Options):
                 raise CheckpointError(f"no file of weights at {path}")
         if self.degrade not in DEGRADATIONS:
             raise UsageError(f"--degrade is {' or '.join(DEGRADATIONS)}, not {self.degrade!r}")
-        for name in ("frames", "loaded", "judge_width"):
+        for name in ("frames", "loaded", "discriminator_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         for name in ("stay", "still"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} must lie in [0, 1), not {getattr(self, name)}")
-        if not (math.isfinite(self.judge_rate) and self.judge_rate > 0):
-            raise UsageError(f"--judge-rate must be a positive number, not {self.judge_rate}")
+        if not (math.isfinite(self.discriminator_rate) and self.discriminator_rate > 0):
+            raise UsageError(f"--discriminator-rate must be a positive number, not {self.discriminator_rate}")
         if self.workers < 0 or self.freeze_flow < -1:
             raise UsageError("--workers must not be negative, nor --freeze-flow below -1")
 
@@ -252,8 +252,8 @@ class Options(trainer.Options):
             return
         self._opponent = Opponent(
             fabric,
-            width=self.judge_width,
-            rate=self.judge_rate,
+            width=self.discriminator_width,
+            rate=self.discriminator_rate,
             seed=self.seed,
             weight=ADVERSARIAL,
             perceptual=PerceptualLoss.of_file(self.perceptual) if self.perceptual else None,
