@@ -31,27 +31,27 @@ BYTES = 4096  # of a head's queries or keys that a program holds: some such bloc
 LEAST = 16  # rows and columns of what a GPU multiplies as matrices
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _rows(first, count, row, T, width, head, each, N: tl.constexpr, DP: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _rows(first, count, row, T, width, head, each, N: tl.constexpr, DP: tl.constexpr):
     """Places of N tokens' numbers of one head in (rows, T, width), (N, DP), and which of them exist."""
     i, d = first + tl.arange(0, N), tl.arange(0, DP)
     return ((row * T + i) * width + head * each)[:, None] + d[None, :], (i < count)[:, None] & (d < each)[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _weight(weights, at, SOFT: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _weight(weights, at, SOFT: tl.constexpr):
     return tl.load(weights + at).to(tl.float32) if SOFT else 1.0
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _product(a, b, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _product(a, b, WIDE: tl.constexpr):
     if WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _forward(  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward(
     q, k, v, indices, weights, out, kept, R, TQ, TK, TOPK, HEADS, DK, DV, scale,
     SOFT: tl.constexpr, WIDE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr,
@@ -82,8 +82,8 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(kept + (row * HEADS + head) * TQ + i, highest + tl.log(total), mask=i < TQ)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _of_queries(  # type: ignore[no-untyped-def]
+@triton.jit
+def _of_queries(
     g, q, k, v, indices, weights, kept, delta, gq, parts, R, TQ, TK, TOPK, HEADS, DK, DV, scale,
     SOFT: tl.constexpr, WIDE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr,
@@ -122,8 +122,8 @@ def _of_queries(  # type: ignore[no-untyped-def]
     tl.store(gq + own, total, mask=mine)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _of_keys(  # type: ignore[no-untyped-def]
+@triton.jit
+def _of_keys(
     g, q, k, v, order, starts, weights, kept, delta, gk, gv, R, TQ, TK, TOPK, HEADS, DK, DV, scale,
     SOFT: tl.constexpr, WIDE: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, DKP: tl.constexpr, DVP: tl.constexpr,

@@ -35,8 +35,8 @@ LANES = 512  # queries times dimensions of a program
 Shapes = tuple[tuple[int, int], ...]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _program(Q, HEADS, D, QB: tl.constexpr, DP: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _program(Q, HEADS, D, QB: tl.constexpr, DP: tl.constexpr):
     """The program's picture and head, its queries as rows of (B, Q, HEADS), the dimensions, and which of them exist."""
     q = tl.program_id(0) % tl.cdiv(Q, QB) * QB + tl.arange(0, QB)
     rest = tl.program_id(0) // tl.cdiv(Q, QB)
@@ -45,8 +45,8 @@ def _program(Q, HEADS, D, QB: tl.constexpr, DP: tl.constexpr):  # type: ignore[n
     return b, h, (b * Q + q) * HEADS + h, d, q < Q, (q < Q)[:, None] & (d < D)[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _place(locations, at, real, H, W, SUMS: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _place(locations, at, real, H, W, SUMS: tl.constexpr):
     """Row and column of the pixel up left of each place, how far beyond its centre that lies, and what is near."""
     x = tl.load(locations + 2 * at, mask=real, other=0.0).to(SUMS) * W - 0.5
     y = tl.load(locations + 2 * at + 1, mask=real, other=0.0).to(SUMS) * H - 0.5
@@ -57,15 +57,15 @@ def _place(locations, at, real, H, W, SUMS: tl.constexpr):  # type: ignore[no-un
 
 
 @triton.jit
-def _pixel(row, column, near, level, b, h, KEYS, HEADS, D, H, W, d, lanes):  # type: ignore[no-untyped-def]
+def _pixel(row, column, near, level, b, h, KEYS, HEADS, D, H, W, d, lanes):
     """Where the numbers of each query's pixel lie in (B, KEYS, HEADS, D), (QB, DP), and which of them exist."""
     there = near & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     offset = ((b * KEYS + level + row * W + column) * HEADS + h) * D
     return offset[:, None] + d[None, :], there[:, None] & lanes
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _forward(  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward(
     value, levels, locations, weights, out, KEYS, Q, HEADS, D, L, P,
     SUMS: tl.constexpr, QB: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
@@ -85,8 +85,8 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(out + rows[:, None] * D + d[None, :], total, mask=lanes)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _backward(  # type: ignore[no-untyped-def]
+@triton.jit
+def _backward(
     g, value, levels, locations, weights, g_value, g_locations, g_weights, KEYS, Q, HEADS, D, L, P,
     SUMS: tl.constexpr, QB: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip

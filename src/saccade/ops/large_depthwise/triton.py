@@ -30,8 +30,8 @@ PROGRAMS = 2048  # of them are enough to fill any GPU
 CHANNELS = 32  # of a program, channels last
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _convolve(  # type: ignore[no-untyped-def]
+@triton.jit
+def _convolve(
     x, weight, y, C, H, W, D, channel, place, SUMS: tl.constexpr, K: tl.constexpr, CB: tl.constexpr, P: tl.constexpr
 ):
     """The convolution of `P` pixels in `CB` channels of one picture."""
@@ -57,8 +57,8 @@ def _convolve(  # type: ignore[no-untyped-def]
     tl.store(y + own, total, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _correlate(  # type: ignore[no-untyped-def]
+@triton.jit
+def _correlate(
     gy, x, parts, C, H, W, D, channel, place, count, each,
     SUMS: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, CB: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip

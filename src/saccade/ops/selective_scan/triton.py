@@ -38,13 +38,13 @@ def kept_states(size: int, length: int) -> int:
 
 
 @triton.jit
-def _combine(a1, b1, a2, b2):  # type: ignore[no-untyped-def]
+def _combine(a1, b1, a2, b2):
     """Two affine maps h -> a h + b, the second after the first."""
     return a1 * a2, a2 * b1 + b2
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _steps(L, REVERSE: tl.constexpr, T: tl.constexpr, shift):  # type: ignore[no-untyped-def]
+@triton.jit
+def _steps(L, REVERSE: tl.constexpr, T: tl.constexpr, shift):
     """Places in memory of the tile's steps, ``shift`` steps on, and whether they exist."""
     t = tl.program_id(2) * T + tl.arange(0, T) + shift
     place = L - 1 - t if REVERSE else t
@@ -52,33 +52,33 @@ def _steps(L, REVERSE: tl.constexpr, T: tl.constexpr, shift):  # type: ignore[no
 
 
 @triton.jit
-def _rows(pointer, place, real, K, W, w, inside):  # type: ignore[no-untyped-def]
+def _rows(pointer, place, real, K, W, w, inside):
     """(T, width) of a tensor (B, L, K, W), for the program's batch element and group; zero where nothing is."""
     b, k = tl.program_id(0) // K, tl.program_id(0) % K
     return b, (place[:, None] * K + k) * W + w[None, :], real[:, None] & inside[None, :]
 
 
 @triton.jit
-def _load(pointer, place, real, L, K, W, w, inside):  # type: ignore[no-untyped-def]
+def _load(pointer, place, real, L, K, W, w, inside):
     b, offsets, there = _rows(pointer, place, real, K, W, w, inside)
     return tl.load(pointer + b * L * K * W + offsets, mask=there, other=0.0)
 
 
 @triton.jit
-def _store(pointer, value, place, real, L, K, W, w, inside):  # type: ignore[no-untyped-def]
+def _store(pointer, value, place, real, L, K, W, w, inside):
     b, offsets, there = _rows(pointer, place, real, K, W, w, inside)
     tl.store(pointer + b * L * K * W + offsets, value, mask=there)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _lanes(N, E, NP: tl.constexpr, EP: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _lanes(N, E, NP: tl.constexpr, EP: tl.constexpr):
     """States and channels of the program, which of them exist, and their places in (N, E)."""
     n, e = tl.arange(0, NP), tl.program_id(1) * EP + tl.arange(0, EP)
     return n, e, n < N, e < E, n[:, None] * E + e[None, :], (n < N)[:, None] & (e < E)[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _states_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _states_kernel(
     x, delta, A, w, last, decay, L, K, N, E,
     REVERSE: tl.constexpr, ADJOINT: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, EP: tl.constexpr,
 ):  # fmt: skip
@@ -103,8 +103,8 @@ def _states_kernel(  # type: ignore[no-untyped-def]
     tl.store(decay + there, tl.exp(tl.sum(step, 0)[None, :] * rate), mask=ne_in)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _carry_kernel(last, decay, into, start, end, S, SIZE, BACK: tl.constexpr, P: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _carry_kernel(last, decay, into, start, end, S, SIZE, BACK: tl.constexpr, P: tl.constexpr):
     """Hand the state on from tile to tile."""
     i = tl.program_id(0) * P + tl.arange(0, P)
     there = i < SIZE
@@ -117,8 +117,8 @@ def _carry_kernel(last, decay, into, start, end, S, SIZE, BACK: tl.constexpr, P:
     tl.store(end + i, h, mask=there)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _outputs_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _outputs_kernel(
     u, delta, A, B, C, into, y, L, K, N, E,
     REVERSE: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, EP: tl.constexpr,
 ):  # fmt: skip
@@ -139,8 +139,8 @@ def _outputs_kernel(  # type: ignore[no-untyped-def]
     _store(y, tl.sum(h * c[:, :, None], 1), place, real, L, K, E, e, e_in)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _gradients_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _gradients_kernel(
     gy, u, delta, A, B, C, into, behind, gu, gdelta, gA, gB, gC, L, K, N, E,
     REVERSE: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, EP: tl.constexpr,
 ):  # fmt: skip

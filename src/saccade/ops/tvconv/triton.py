@@ -28,17 +28,15 @@ PLACES = 256  # of a program, channels and all
 PICTURES = 4  # of a program, at the most
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _seen(n, t, H, W, h, w, S, K: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _seen(n, t, H, W, h, w, S, K: tl.constexpr):
     """Where tap t of the outputs n (in C h w) reads in (C, H, W), and whether that is within the map."""
     i, j = n % (h * w) // w * S + t // K - K // 2, n % w * S + t % K - K // 2
     return (n // (h * w) * H + i) * W + j, (i >= 0) & (i < H) & (j >= 0) & (j < W)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _forward(  # type: ignore[no-untyped-def]
-    x, weight, y, B, C, H, W, h, w, S, SUMS: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, N: tl.constexpr
-):
+@triton.jit
+def _forward(x, weight, y, B, C, H, W, h, w, S, SUMS: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, N: tl.constexpr):
     b = (tl.program_id(0) % tl.cdiv(B, BB) * BB + tl.arange(0, BB)).to(tl.int64)[:, None]
     n = tl.program_id(0) // tl.cdiv(B, BB) * N + tl.arange(0, N)
     held = C * h * w
@@ -52,8 +50,8 @@ def _forward(  # type: ignore[no-untyped-def]
     tl.store(y + b * held + n[None, :], total, mask=(b < B) & (n < held)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _of_input(  # type: ignore[no-untyped-def]
+@triton.jit
+def _of_input(
     g, weight, gx, B, C, H, W, h, w, S, SUMS: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, N: tl.constexpr
 ):
     b = (tl.program_id(0) % tl.cdiv(B, BB) * BB + tl.arange(0, BB)).to(tl.int64)[:, None]
@@ -71,10 +69,8 @@ def _of_input(  # type: ignore[no-untyped-def]
     tl.store(gx + b * C * H * W + n[None, :], total, mask=(b < B) & inside[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _of_weight(  # type: ignore[no-untyped-def]
-    g, x, gw, B, C, H, W, h, w, S, SUMS: tl.constexpr, K: tl.constexpr, N: tl.constexpr
-):
+@triton.jit
+def _of_weight(g, x, gw, B, C, H, W, h, w, S, SUMS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
     t, n = tl.program_id(0) % (K * K), tl.program_id(0) // (K * K) * N + tl.arange(0, N)
     place, there = _seen(n, t, H, W, h, w, S, K)
     held = C * h * w
