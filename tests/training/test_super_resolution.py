@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from saccade.cli import main
 from saccade.data.pairs import CropPairs, degrade, luma, photographs
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.training.super_resolution import Options, train, validation_psnr
-from saccade.training.trainer import Average, learning_rate
+from saccade.training.trainer import Average, learning_rate, places
 
 pytest.importorskip("lightning_fabric")
 SMALL = {"model": "sesr_m3", "batch": 2, "patch": 8, "warmup": 4, "threads": 1, "accelerator": "cpu", "devices": "1"}
@@ -280,20 +281,33 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     ]
     more = ("--steps", "20", "--save-every", "10", "--validate-every", "10")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = []
     for _ in range(2):  # the second call finds the run finished
-        subprocess.run(
+        done = subprocess.run(
             [*launch, *command(data, tmp_path / "run", *more)],
             check=True,
             timeout=280,
             env=environment,
             capture_output=True,
+            text=True,
         )
+        said.append(done.stdout + done.stderr)
+    assert said[0].count("2 processes learn as one") == 1
     course = json.loads((tmp_path / "run" / "run.json").read_text())["course"]
     assert [c["step"] for c in course] == [10, 20]
     assert course[1]["loss"] < course[0]["loss"]
 
 
 # -- the pieces
+
+
+def test_torchrun_tells_devices_and_machines_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Options(model="sesr_m3", data=".", out=".")
+    assert places(alone) == ("auto", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert places(alone) == (4, 2)
+    assert places(dataclasses.replace(alone, devices="1", nodes=3)) == (1, 3)
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:

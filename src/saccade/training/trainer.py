@@ -36,7 +36,7 @@ from saccade.data.pairs import photographs
 from saccade.errors import CheckpointError, InputError, UnavailableError, UsageError, first_line
 from saccade.progress import bar
 
-__all__ = ["Examples", "Options", "learning_rate", "train"]
+__all__ = ["Examples", "Options", "learning_rate", "places", "train"]
 
 
 class Examples(Protocol):
@@ -378,6 +378,18 @@ class Run:
         write_bytes(self.folder / "run.json", json.dumps(told, indent=1).encode())
 
 
+def places(options: Options) -> tuple[int | str, int]:
+    """Devices of a machine, and machines: torchrun's counts where it started this process and no others are asked for.
+
+    Left to itself, Fabric takes a process of torchrun's on a processor for a run of its own.
+    """
+    told = [os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE")]
+    if options.devices == "auto" and all(n.isdigit() and int(n) for n in told):
+        local, every = map(int, told)
+        return local, max(1, every // local)
+    return int(options.devices) if options.devices.isdigit() else options.devices, options.nodes
+
+
 def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     """Train a network; continue where the run in ``options.out`` stands.
 
@@ -396,17 +408,20 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
     options.check()
     if options.threads:
         torch.set_num_threads(options.threads)
+    devices, nodes = places(options)
     try:
         fabric = Fabric(
             accelerator=options.accelerator,
-            devices=int(options.devices) if options.devices.isdigit() else options.devices,
-            num_nodes=options.nodes,
+            devices=devices,
+            num_nodes=nodes,
             precision=options.precision,  # type: ignore[arg-type]
         )
     except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"no training on these devices: {first_line(error)}") from error
     fabric.launch()
     leading = fabric.is_global_zero
+    if leading and fabric.world_size > 1:
+        say(f"{fabric.world_size} processes learn as one")
 
     pictures, held = options.split()
     run = Run(options)
