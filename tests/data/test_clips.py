@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def pairs(data: Path, **options: object) -> ClipPairs:
-    chosen = {"frames": 6, "loaded": 3, "degrade": clip_degradation("bicubic", 4), **options}
-    return ClipPairs(footage(data), 8, **chosen)  # type: ignore[arg-type]
+def pairs(data: Path, **options: Any) -> ClipPairs:
+    chosen: dict[str, Any] = {"frames": 6, "loaded": 3, "degrade": clip_degradation("bicubic", 4), **options}
+    return ClipPairs(footage(data), 8, **chosen)
 
 
 def by_hand(x: Tensor, weight: float, threshold: float) -> Tensor:
