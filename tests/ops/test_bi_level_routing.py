@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from agreement import agrees
 from torch import Tensor
 
 from saccade.cost import cost
@@ -77,17 +78,11 @@ def agree(case: tuple[int, ...], dtype: torch.dtype, soft: bool) -> None:
     given = [draw(batch, regions, *size, seed=i, dtype=dtype) for i, size in enumerate(sizes)]
     indices, affinity = route(*(t.double().mean(2) for t in given[:2]), topk)
     given += [affinity.softmax(-1).to(dtype)] if soft else []
-    found = []
-    for run, wide in ((kernels.attended, dtype), (module.naive.masked_attention, torch.float64)):
-        leaves = [t.to(wide).requires_grad_() for t in given]
-        weights = leaves[3] if soft else None
-        out = run(*leaves[:3], indices, heads=heads, scale=0.4, weights=weights)
-        total = (out * draw(*out.shape, seed=5, dtype=dtype).to(wide)).sum()
-        found.append([out.detach(), *torch.autograd.grad(total, leaves)])
-    for one, truth in zip(*found, strict=True):
-        assert one.dtype == dtype
-        scale = max(1.0, float(truth.abs().max()))
-        torch.testing.assert_close(one.double(), truth, rtol=0, atol=CLOSE[dtype] * scale)
+
+    def by(path: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda q, k, v, w=None: path(q, k, v, indices, heads=heads, scale=0.4, weights=w)
+
+    agrees(by(kernels.attended), by(module.naive.masked_attention), given, dtype, CLOSE[dtype])
 
 
 def kernels_agree_in_all_precisions() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from agreement import agrees
 from torch import Tensor
 
 import saccade.ops.tvconv as module
@@ -142,19 +143,12 @@ def agree(case: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
     *shape, kernel, stride = case
     size = output_size(shape[2], shape[3], stride)
     given = [draw(*shape), draw(kernel**2, shape[1], *size, seed=1), *([draw(shape[1], *size, seed=2)] if bias else [])]
-    found = []
-    for run, wide in (
-        (importlib.import_module("saccade.ops.tvconv.triton").convolved, dtype),
-        (module.naive.unfolded, torch.float64),
-    ):
-        leaves = [t.to(dtype).to(wide, copy=True).requires_grad_() for t in given]
-        out = run(*leaves[:2], leaves[2] if bias else None, kernel, stride)
-        total = (out * draw(*out.shape, seed=5).to(dtype).to(wide)).sum()
-        found.append([out.detach(), *torch.autograd.grad(total, leaves)])
-    for one, truth in zip(*found, strict=True):
-        assert one.dtype == dtype
-        scale = max(1.0, float(truth.abs().max()))
-        torch.testing.assert_close(one.double(), truth, rtol=0, atol=CLOSE[dtype] * scale)
+    kernels = importlib.import_module("saccade.ops.tvconv.triton")
+
+    def by(path: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, weight, offset=None: path(x, weight, offset, kernel, stride)
+
+    agrees(by(kernels.convolved), by(module.naive.unfolded), given, dtype, CLOSE[dtype])
 
 
 def kernels_agree_in_all_precisions() -> None:
