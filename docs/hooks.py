@@ -216,8 +216,9 @@ def gallery_page() -> str:
         "# Gallery of claims",
         "",
         "Each system comes with the claim of its paper as a program: small real data, a baseline, figures, and whether",
-        "the claim was met. `saccade reproduce SYSTEM` runs one, `saccade reproduce --all` all of them; a run writes",
-        "its result as JSON, and this page is made from those files.",
+        "the claim was met. `saccade reproduce SYSTEM` runs one, `saccade reproduce --all` all of them; `--seeds 3` runs",
+        "it with three seeds, and it is met where all three meet it. A run writes its result as JSON, and this page is",
+        "made from those files.",
         "",
     ]
     results = [(path, result) for path in found for result in _results(path)]
@@ -257,7 +258,9 @@ def _claim(path: Path, result: dict[str, Any]) -> str:
         lines.append(f"Source: {result['source']}. ")
     if result.get("baseline"):
         lines.append(f"Baseline: {result['baseline']}. ")
-    lines += [f"Result: {met}.", "", figures_table(result.get("figures", {})), ""]
+    others = result.get("other_seeds") or []
+    again = "".join(f"; seed {other['seed']} {'met' if other['met'] else 'not met'}" for other in others)
+    lines += [f"Result: {met}{again}.", "", figures_table(result.get("figures", {}), others), ""]
     for picture in sorted(p for p in RESULTS.glob(f"{slug}*") if p.suffix in PICTURES):
         lines += [f"![{_name(slug)}: {picture.stem.replace('_', ' ')}](results/{picture.name})", ""]
     facts = [f"`saccade reproduce {slug}`"]
@@ -268,10 +271,15 @@ def _claim(path: Path, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def figures_table(figures: Any) -> str:
-    """Figures of any nesting as rows of name and value."""
-    rows = [(name, number(value)) for name, value in flat(figures)]
-    return table(("figure", "value"), rows) if rows else "No figures were recorded."
+def figures_table(figures: Any, others: list[dict[str, Any]] | None = None) -> str:
+    """Figures of any nesting as rows of name and value, and what runs with other seeds found, where there are any."""
+    again = [(f"seed {other['seed']}", dict(flat(other["figures"]))) for other in others or []]
+    rows = [
+        (name, number(value), *(number(found[name]) if name in found else "" for _, found in again))
+        for name, value in flat(figures)
+    ]
+    head = ("figure", "value", *(seed for seed, _ in again))
+    return table(head, rows) if rows else "No figures were recorded."
 
 
 def flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:

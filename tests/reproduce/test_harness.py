@@ -24,7 +24,19 @@ from saccade.reproduce import Claim, Data, claims, load_claim, plain, reproduce
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 DATA = Path(os.environ.get("SACCADE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
-KEYS = ["system", "claim", "source", "baseline", "figures", "met", "seconds", "machine", "versions", "seed"]
+KEYS = [
+    "system",
+    "claim",
+    "source",
+    "baseline",
+    "figures",
+    "met",
+    "seconds",
+    "machine",
+    "versions",
+    "seed",
+    "other_seeds",
+]
 
 
 def dummy(figures: dict[str, Any], met: Any = True) -> SimpleNamespace:
@@ -87,6 +99,26 @@ def test_a_result_tells_the_data_that_the_claim_names_and_what_it_took(
     claim.run = run
     assert reproduce("espcn", out=tmp_path, plot=False).figures["data"] == told
     assert json.loads((tmp_path / "espcn.json").read_text())["figures"]["data"] == told
+
+
+def test_a_claim_is_met_where_every_seed_meets_it(claim: SimpleNamespace, tmp_path: Path) -> None:
+    claim.met = lambda f: f["seed_seen"] != 6
+    claim.run = lambda data, seed: {"seed_seen": seed, "by_kind": {"blur": 0.5, "why": "word"}, "curve": [1.0] * 64}
+    result = reproduce("espcn", seed=5, seeds=3, out=tmp_path, plot=False)
+    assert [other["seed"] for other in result.other_seeds] == [6, 7]
+    assert [other["met"] for other in result.other_seeds] == [False, True]
+    assert not result.met
+    assert result.figures["seed_seen"] == 5
+    assert result.other_seeds[0]["figures"] == {"seed_seen": 6, "by_kind": {"blur": 0.5}}
+    assert json.loads((tmp_path / "espcn.json").read_text()) == result.to_dict()
+    assert result.seconds == pytest.approx(sum(other["seconds"] for other in result.other_seeds), abs=0.5)
+    claim.met = lambda f: True
+    assert reproduce("espcn", seed=5, seeds=3, out=tmp_path, plot=False).met
+
+
+def test_a_claim_needs_a_seed(claim: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least one seed, got 0"):
+        reproduce("espcn", seeds=0, out=tmp_path)
 
 
 def test_a_result_does_not_name_the_machine(claim: SimpleNamespace, tmp_path: Path) -> None:
@@ -319,6 +351,16 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", *arguments])
     return int(ended.value.code or 0)
+
+
+def test_the_command_prints_other_seeds_beside_the_first(
+    claim: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim.met = lambda f: f["seed_seen"] != 6
+    assert run("espcn", "--out", str(tmp_path), "--seed", "5", "--seeds", "3") == 1
+    shown = capsys.readouterr().out
+    assert "5  (6, 7)" in shown
+    assert "NOT MET  (seed 5; in brackets: seeds 6 not met, 7 met)" in shown
 
 
 def test_the_command_prints_claim_figures_and_verdict(

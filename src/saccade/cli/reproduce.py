@@ -26,6 +26,9 @@ def reproduce(
         typer.Option(help="Folder for SLUG.json and SLUG.png.  [default: docs/results here, or saccade-results]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs, each with the next seed; a claim is met where all of them meet it.")
+    ] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure a system's claim against its baseline, minutes each; exits with 1 where one is not met."""
@@ -39,7 +42,7 @@ def reproduce(
         load_claim(slug)  # a wrong name is told before minutes are spent on the others
     results = []
     for slug in chosen:
-        result = run(slug, data, seed, out)
+        result = run(slug, data, seed, out, seeds=seeds)
         results.append(result)
         if not json:
             typer.echo(describe(result, (out or default_folder()) / f"{slug}.json"))
@@ -56,11 +59,25 @@ def describe(result: Any, file: Path) -> str:
         f"  source    {result.source}",
         f"  baseline  {result.baseline}",
     ]
-    rows = [(name, told(value)) for name, value in result.figures.items()]
+    rows = [
+        (name, told(value) + beside([other["figures"].get(name) for other in result.other_seeds]))
+        for name, value in result.figures.items()
+    ]
     wide = max((len(name) for name, _ in rows), default=0)
     lines += [f"    {name:<{wide}}  {value}" for name, value in rows]
-    lines.append(f"  {'met' if result.met else 'NOT MET'}  in {result.seconds:.0f} s on {result.machine}  {file}")
+    seeds = ""
+    if result.other_seeds:
+        again = [f"{other['seed']} {'met' if other['met'] else 'not met'}" for other in result.other_seeds]
+        seeds = f"  (seed {result.seed}; in brackets: seeds {', '.join(again)})"
+    met = "met" if result.met else "NOT MET"
+    lines.append(f"  {met}{seeds}  in {result.seconds:.0f} s on {result.machine}  {file}")
     return "\n".join(lines)
+
+
+def beside(others: list[Any]) -> str:
+    """The same figure with other seeds, in brackets; of figures that are no single numbers nothing."""
+    values = [told(value) for value in others if isinstance(value, bool | int | float)]
+    return f"  ({', '.join(values)})" if values else ""
 
 
 def told(value: Any) -> str:

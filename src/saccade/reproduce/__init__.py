@@ -2,6 +2,7 @@
 
     saccade reproduce sesr                          on generated pictures and the bundled photograph
     saccade reproduce espcn sesr --data DIR         on pictures of your own, or on the field's sets
+    saccade reproduce reiqa --seeds 3               with three seeds: met where all three meet it
 
 A claim is a module ``saccade/reproduce/<slug>.py`` with
 
@@ -28,7 +29,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,7 +172,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured, where and how; `to_dict` is what the JSON file holds."""
+    """What was measured, where and how; `to_dict` is what the JSON file holds.
+
+    Attributes:
+        met: with every seed.
+        seconds: of all runs.
+        seed: that ``figures`` were measured with.
+        other_seeds: of further runs: seed, met, seconds, and those of the figures that are numbers.
+    """
 
     system: str
     claim: str
@@ -183,6 +191,7 @@ class Result:
     machine: str
     versions: dict[str, str]
     seed: int
+    other_seeds: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -221,6 +230,7 @@ def reproduce(
     seed: int = 0,
     out: str | Path | None = None,
     *,
+    seeds: int = 1,
     plot: bool = True,
 ) -> Result:
     """Re-run a system's claim and write what came out.
@@ -231,36 +241,57 @@ def reproduce(
         seed: of everything that is drawn at random.
         out: folder for ``<slug>.json`` and ``<slug>.png``, made if need be; `default_folder` if None. An earlier result
             there is replaced.
+        seeds: how many runs, with ``seed``, ``seed + 1`` and so on; the first one's figures are drawn.
         plot: whether to draw; without matplotlib nothing is drawn.
 
     Raises:
-        UsageError: no such system, or no claim of it.
+        UsageError: no such system, no claim of it, or fewer than one seed.
         InputError: unusable pictures, or a folder that cannot be written.
     """
     from saccade.checkpoint import write_bytes
 
+    if seeds < 1:
+        raise UsageError(f"a claim is run with at least one seed, got {seeds}")
     module = load_claim(slug)
-    claim: Claim = module.CLAIM
     folder = default_folder() if out is None else Path(out)
     _prepare(folder)
     given = data if isinstance(data, Data) else Data(data)
-    began = time.monotonic()
     try:
-        figures = plain({"data": "", **module.run(given, seed)})
-        told = (figures["data"], *given.used)  # what the claim names itself, and what it took of the pictures
-        figures["data"] = ", ".join(filter(None, told)) or "none needed"
+        result = joined([_once(module, given, seed + i) for i in range(seeds)])
     finally:
         if given is not data:
             given.close()
-    seconds = round(time.monotonic() - began, 1)
-    met = bool(module.met(figures))
-    result = Result(
-        claim.system, claim.says, claim.source, claim.baseline, figures, met, seconds, machine(), versions(), seed
-    )
     write_bytes(folder / f"{slug}.json", (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode())
     if plot and hasattr(module, "plot") and importlib.util.find_spec("matplotlib"):
-        _draw(module, figures, folder / f"{slug}.png")
+        _draw(module, result.figures, folder / f"{slug}.png")
     return result
+
+
+def _once(module: ModuleType, data: Data, seed: int) -> Result:
+    """One run of a claim."""
+    claim: Claim = module.CLAIM
+    began = time.monotonic()
+    figures = plain({"data": "", **module.run(data, seed)})
+    told = (figures["data"], *data.used)  # what the claim names itself, and what it took of the pictures
+    figures["data"] = ", ".join(filter(None, told)) or "none needed"
+    seconds = round(time.monotonic() - began, 1)
+    met = bool(module.met(figures))
+    return Result(
+        claim.system, claim.says, claim.source, claim.baseline, figures, met, seconds, machine(), versions(), seed
+    )
+
+
+def joined(runs: Sequence[Result]) -> Result:
+    """Runs of one claim with different seeds as one result: the first, with what the others found beside it."""
+    others = [{"seed": r.seed, "met": r.met, "seconds": r.seconds, "figures": _numbers(r.figures)} for r in runs[1:]]
+    seconds = round(sum(r.seconds for r in runs), 1)
+    return replace(runs[0], met=all(r.met for r in runs), seconds=seconds, other_seeds=others)
+
+
+def _numbers(figures: Figures) -> Figures:
+    """Numbers, and dicts of them: what is compared between seeds; no pictures, no curves."""
+    found = {k: _numbers(v) if isinstance(v, dict) else v for k, v in figures.items()}
+    return {k: v for k, v in found.items() if isinstance(v, bool | int | float) or (isinstance(v, dict) and v)}
 
 
 def _prepare(folder: Path) -> None:
