@@ -134,11 +134,12 @@ class Suite:
         official = Contender(f"{plain.name} {OFFICIAL}", plain.run, plain.threads, plain.inside)
         contenders = [contest.ours, official, *contest.peers]
         began = time.perf_counter()
-        measure(contenders, 1, warmup=0)
+        timings = measure(contenders, 1, warmup=0)
         once = time.perf_counter() - began
         count = max(1, min(rounds, int(PATIENCE / max(once, 1e-3))))
-        bar = advance(f"{slug}, {contest.what}", len(contenders) * count) if advance else None
-        timings = measure(contenders, count, warmup=0, advance=bar)
+        if once < 2 * PATIENCE:  # of calls that take minutes the first counts: what it warms up takes milliseconds
+            bar = advance(f"{slug}, {contest.what}", len(contenders) * count) if advance else None
+            timings = measure(contenders, count, warmup=0, advance=bar)
         text = f"{size[0]}x{size[1]}"
         command = f"saccade bench {self.name} --system {slug} --size {text} --threads {threads}"
         return compare(timings, contest.ours.name, system=slug, what=contest.what, size=text, command=command)

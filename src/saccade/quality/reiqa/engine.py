@@ -68,11 +68,14 @@ def _with_torch(encoder: Encoder, normalise: bool, threads: int) -> Encode:
 def _with_openvino(encoder: Encoder, normalise: bool, threads: int) -> Encode:
     ov = load_openvino()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    request = ov.Core().compile_model(_graph(ov, encoder, normalise), "CPU", options).create_infer_request()
+    compiled = ov.Core().compile_model(_graph(ov, encoder, normalise), "CPU", options)
+    request = compiled.create_infer_request()
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         request.infer([np.ascontiguousarray(pixels)[None]], share_inputs=True)
-        return np.array(request.get_output_tensor(0).data[0])
+        made = np.array(request.get_output_tensor(0).data[0])
+        compiled.release_memory()  # else both encoders keep the maps of their largest picture; it takes no longer
+        return made
 
     return encode
 
