@@ -216,9 +216,9 @@ def gallery_page() -> str:
         "# Gallery of claims",
         "",
         "Each system comes with the claim of its paper as a program: small real data, a baseline, figures, and whether",
-        "the claim was met. `saccade reproduce SYSTEM` runs one, `saccade reproduce --all` all of them; `--seeds 3` runs",
-        "it with three seeds, and it is met where all three meet it. A run writes its result as JSON, and this page is",
-        "made from those files.",
+        "the claim was met. `saccade reproduce SYSTEM` runs one, `saccade reproduce --all` all of them; `--seeds 3`",
+        "runs it with three seeds, and it is met where all three meet it. A run writes its result as JSON, and this",
+        "page is made from those files.",
         "",
     ]
     results = [(path, result) for path in found for result in _results(path)]
