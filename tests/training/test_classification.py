@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import saccade
+from saccade.backbones.hyperzzw import HyperZZW, slow_neural_loss
 from saccade.checkpoint import read_header
 from saccade.data.shapes import shapes
 from saccade.errors import InputError, SaccadeError, UsageError
@@ -61,10 +62,13 @@ def test_a_run_ends_in_weights_that_know_their_classes(options: Options) -> None
     assert 0 <= course[-1]["top1_percent"] <= 100
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_was_cut_off_ends_as_if_it_never_was(options: Options, tmp_path: Path, workers: int) -> None:
-    whole = train(replace(options, workers=workers), say=lambda _: None)
-    other = replace(options, out=str(tmp_path / "cut"), workers=workers)
+@pytest.mark.parametrize(("workers", "optimiser"), [(0, "adamw"), (2, "adamw"), (0, "kar")])
+def test_a_run_that_was_cut_off_ends_as_if_it_never_was(
+    options: Options, tmp_path: Path, workers: int, optimiser: str
+) -> None:
+    options = replace(options, workers=workers, optimiser=optimiser)
+    whole = train(options, say=lambda _: None)
+    other = replace(options, out=str(tmp_path / "cut"))
 
     class CutOffError(Exception):
         """The power went."""
@@ -134,6 +138,42 @@ def test_recipes_run_and_own_values_win(options: Options, recipe: str) -> None:
     assert made.smoothing == 0.3
     assert made.rate == RECIPES[recipe].get("rate", 1e-3)
     assert train(made, say=lambda _: None).is_file()
+
+
+@pytest.fixture
+def slow_fast(options: Options) -> Options:
+    """A small HyperZ.Z.W and the recipe that it was published with."""
+    told = {"out": options.out, "steps": 30, "batch": 6, "patch": 16, "warmup": 0, "workers": 0}
+    sizes = {"hidden": 8, "local": (3, 3, 3, 3), "local_hidden": 4, "channel_hidden": 4, "spatial_hidden": 4}
+    small = {"widths": (12, 24, 24), "depths": (1, 1, 1), "drops": (0.0, 0.0, 0.0), "interaction_hidden": 4, **sizes}
+    return Options.of_recipe("hyperzzw", model="hyperzzw", data=options.data, **told, model_options=small)
+
+
+def test_a_network_adds_losses_of_its_own(slow_fast: Options) -> None:
+    """The slow-neural loss and the penalty of HyperZ.Z.W, to the digit, on the first step."""
+    options = replace(slow_fast, steps=1, validate_every=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = saccade.create(options.model, weights=None, **options.created(), **options.model_options).train()
+    assert isinstance(model, HyperZZW)
+    x, wanted = Mixed(options.split()[0], options, model).batch(options.batch, options.seed, 0)
+    with torch.no_grad():
+        logits = model(x)
+        told = torch.nn.functional.cross_entropy(logits, wanted)
+        slow, norms = slow_neural_loss(model.kernels()), 5e-5 * model.penalty()
+    assert min(float(slow), float(norms)) > 1e-3
+    course = json.loads((train(options, say=lambda _: None).parent / "run.json").read_text())["course"]
+    assert course[0]["loss"] == pytest.approx(float(told + slow + norms), rel=1e-4)
+
+
+def test_a_short_training_brings_the_slow_networks_together(slow_fast: Options, tmp_path: Path) -> None:
+    apart = []
+    for steps in (1, slow_fast.steps):
+        path = train(replace(slow_fast, steps=steps, out=str(tmp_path / str(steps))), say=lambda _: None)
+        model = saccade.load(path)
+        assert isinstance(model, HyperZZW)
+        apart.append(float(slow_neural_loss(model.kernels()).detach()))
+    assert apart[1] < apart[0] / 2
 
 
 def test_pictures_are_as_large_as_the_network_was_published_for() -> None:

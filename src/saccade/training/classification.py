@@ -2,6 +2,8 @@
 
     picture -- crop, flip, RandAugment, erasing -- mixed with another (mixup or cutmix) -- network -- soft cross entropy
 
+A network may define ``with_auxiliary_loss(pictures)``: its logits, and a loss of its own that is added.
+
 The course of a run, its checkpoint and its devices are the trainer's. Pictures are decoded and augmented in worker
 processes; what each of them becomes depends on (seed, step, rank, place) alone.
 """
@@ -55,6 +57,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.0,
         "smoothing": 0.0,
     },
+    # Zhang, arXiv:2401.17948: Kar3 without decay, smoothed labels; the network brings two losses of its own
+    "hyperzzw": {**_PLAIN, "optimiser": "kar", "rate": 1.215e-3, "weight_decay": 0.0, "ema": 0.0},
 }
 
 
@@ -76,6 +80,7 @@ class Options(trainer.Options):
 
     TASK: ClassVar[str] = "classification"
     FIGURE: ClassVar[str] = "top1_percent"
+    FORWARDS: ClassVar[tuple[str, ...]] = ("with_auxiliary_loss",)
 
     patch: int = 224
     batch: int = 64
@@ -158,10 +163,13 @@ class Options(trainer.Options):
         return lambda final: top1(final, loader)
 
     def loss_function(self, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        own = getattr(model, "with_auxiliary_loss", None)
+
         def loss(pictures: Tensor, wanted: Tensor) -> Tensor:
-            out = model(pictures)
+            out, more = (model(pictures), None) if own is None else own(pictures)
             logits = out if isinstance(out, tuple | list) else (out,)  # networks with a second classifier give a pair
-            return torch.stack([F.cross_entropy(one, wanted) for one in logits]).mean()
+            found = torch.stack([F.cross_entropy(one, wanted) for one in logits]).mean()
+            return found if more is None else found + more
 
         return loss
 
@@ -174,6 +182,11 @@ class Options(trainer.Options):
             if p.requires_grad:
                 decayed[p.dim() > 1 and name not in spared].append(p)
         return [{"params": decayed[True]}, {"params": decayed[False], "weight_decay": 0.0}]
+
+    def clipped(self, model: Any) -> list[nn.Parameter]:
+        """All but the last layer, which Brock et al. leave as it is."""
+        spared = {id(p) for p in model.get_classifier().parameters()}
+        return [p for p in super().clipped(model) if id(p) not in spared]
 
     def metadata(self) -> dict[str, str]:
         """The names of the classes."""
