@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ def test_bad_files_are_named_and_make_the_exit_code_1(
     assert told["failed"] == 1
     assert sum(row["score"] is not None for row in told["results"]) == 12
     assert "text.png" in caught.err
+    run("score", folder, "--model", model, "--threads", 1, code=1)
+    assert "; 1 could not be scored\n" in capsys.readouterr().out
 
 
 def test_the_best_are_copied_and_the_worst_moved(folder: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +161,24 @@ def test_a_fitted_regressor_scores(folder: Path, model: str, capsys: pytest.Capt
     run("score", folder, "--model", model, "--regressor", out, "--sort", "--json", "--threads", 1)
     rows = json.loads(capsys.readouterr().out)["results"]
     assert all("sharp" in row["path"] for row in rows[:6])
+
+
+def test_an_elastic_net_leaves_features_out_and_scores(
+    folder: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder.parent / "net.safetensors"
+    words = ["--scores", rated(folder), "--data", folder, "-o", out, "--model", model, "--threads", 1]
+    run("train", "iqa", *words, "--penalty", "elastic-net", "--l1-share", 1, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["penalty"], told["l1_share"]) == ("elastic-net", 1.0)
+    assert 0 < told["features_used"] < 64
+    assert told["srcc"] > 0.6
+    run("score", folder, "--model", model, "--regressor", out, "--sort", "--json", "--threads", 1)
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert all("sharp" in row["path"] for row in rows[:6])
+    for wrong, said in ((["--penalty", "lasso"], "ridge or elastic-net"), (["--l1-share", 0], "lies in (0, 1]")):
+        run("train", "iqa", *words, "--overwrite", *wrong, code=2)
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["iqa", "reiqa"])
@@ -232,3 +253,15 @@ def test_encoders_of_ones_own_are_trained_and_score(tmp_path: Path, capsys: pyte
     words = ["-o", tmp_path / "x.safetensors", "--start", tmp_path / "sesr.safetensors"]
     run("train", "reiqa", "--data", photographs, *words, code=2)
     assert "holds no regressors" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode there")
+def test_names_that_are_no_utf8_stand_in_the_table_as_on_the_disc(
+    folder: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = os.fsencode(folder) + b"/\xff.png"
+    os.rename(os.fsencode(folder / "c0_sharp.png"), odd)
+    table = folder.parent / "table.csv"
+    run("score", folder, "--model", model, "--csv", table, "--threads", 1)
+    assert "\\udcff.png" in capsys.readouterr().out
+    assert odd in table.read_bytes()

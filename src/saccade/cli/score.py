@@ -7,7 +7,6 @@ import io
 import json as json_module
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from saccade.cli import tell
 from saccade.cli.batch import spare_processor
-from saccade.cli.options import Budget, Overwrite, Pictures, Threads
+from saccade.cli.options import Budget, LongerSide, Overwrite, Pictures, QualityModel, Threads
 from saccade.errors import InputError, UsageError
 from saccade.io.files import check_target, reason
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 def score(
     inputs: Pictures,
-    model: Annotated[str, typer.Option(help="A name (saccade list --task 'image quality') or a file.")] = "reiqa_small",
+    model: QualityModel = "reiqa_small",
     regressor: Annotated[
         Path | None, typer.Option(help="A regressor of your own (saccade train iqa); default: the model's.")
     ] = None,
     budget: Budget = None,
-    side: Annotated[int, typer.Option(help="Pictures with a longer side are reduced to it, pixels.")] = 2048,
+    side: LongerSide = 2048,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
     sort: Annotated[bool, typer.Option("--sort", help="Best first.")] = False,
     best: Annotated[int, typer.Option(help="Only the best so many, best first.")] = 0,
@@ -44,9 +44,9 @@ def score(
     overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Score pictures by how good they look: about 100 for a clean photograph, 0 for a spoilt one.
+    """Score pictures by how good they look: about 100 for a clean photograph, 0 for a spoilt one, less for worse.
 
-    Files that cannot be read are named at the end and make the exit code 1; the others are scored all the same.
+    Files that cannot be scored are named at the end and make the exit code 1; the others are scored all the same.
     """
     spare_processor()
     from saccade.io import find_pictures
@@ -120,7 +120,7 @@ def _place(table: Sequence[Score], folder: Path | None, *, moved: bool, overwrit
             _transfer(source, target, moved)
         except (InputError, OSError) as error:
             said = str(error) if isinstance(error, InputError) else f"cannot write {target}: {reason(error)}"
-            print(f"saccade: {said}", file=sys.stderr)
+            tell(said)
             made.append({"source": str(source), "error": said})
             continue
         made.append({"source": str(source), "target": str(target)})
@@ -152,7 +152,7 @@ def _write(path: Path, table: Sequence[Score]) -> None:
     for row in table:
         value = "" if row.score is None else f"{row.score:.3f}"
         writer.writerow([row.path, value, row.width, row.height, row.error or ""])
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))  # names as the disc has them
 
 
 def _print(
@@ -161,7 +161,7 @@ def _print(
     failed = [row for row in rows if row.error]
     for row in rows:
         for notice in row.notices:
-            print(f"saccade: note: {notice}", file=sys.stderr)
+            tell(f"note: {notice}")
     if json:
         whole: dict[str, Any] = {"results": [row.to_dict() for row in table], "failed": len(failed), "seconds": seconds}
         typer.echo(json_module.dumps(whole | ({"placed": placed} if placed else {}), indent=1))
@@ -170,6 +170,7 @@ def _print(
             if row.score is not None:
                 typer.echo(f"{row.score:7.2f}  {row.width:>5} x {row.height:<5}  {row.path}")
         pictures = len(rows) - len(failed)
-        typer.echo(f"{pictures} picture{'s' * (pictures != 1)} in {seconds:.1f} s")
+        without = f"; {len(failed)} could not be scored" if failed else ""
+        typer.echo(f"{pictures} picture{'s' * (pictures != 1)} in {seconds:.1f} s{without}")
     for row in failed:
-        print(f"saccade: {row.error}", file=sys.stderr)
+        tell(row.error or "")

@@ -8,20 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saccade.cli.batch import spare_processor
-from saccade.cli.options import Budget, Threads
+from saccade.cli.options import Budget, FiguresAsJson, LongerSide, OverwriteFile, QualityModel, Threads
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.io.files import check_target, reason
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from saccade.quality.reiqa.network import ReIQA
+    from saccade.quality.reiqa.protocol import Fit
+    from saccade.quality.reiqa.ridge import Ridge
     from saccade.quality.reiqa.scoring import Scorer
 
 
@@ -39,14 +39,16 @@ def train_iqa(
     scores: Annotated[Path, typer.Option(help="CSV with the columns name and score, perhaps content and split.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The regressor, a .safetensors file.")],
     data: Annotated[Path | None, typer.Option(help="Folder that the names start from; default: the CSV's.")] = None,
-    model: Annotated[str, typer.Option(help="A name (saccade list --task 'image quality') or a file.")] = "reiqa_small",
+    model: QualityModel = "reiqa_small",
     budget: Budget = None,
-    side: Annotated[int, typer.Option(help="Pictures with a longer side are reduced to it, pixels.")] = 2048,
+    side: LongerSide = 2048,
+    penalty: Annotated[str, typer.Option(help="ridge, or elastic-net, which leaves features out.")] = "ridge",
+    l1_share: Annotated[float, typer.Option(help="Of the elastic net's penalty, in (0, 1].")] = 0.5,
     splits: Annotated[int, typer.Option(help="Random 80/20 splits by content for the figures.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
     threads: Threads = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    overwrite: OverwriteFile = False,
+    json: FiguresAsJson = False,
 ) -> None:
     """Fit the regressor that turns features into your scores; then: saccade score DIR --regressor FILE.
 
@@ -62,11 +64,12 @@ def train_iqa(
         raise UsageError(f"--out names a .safetensors file, not {out}")
     if splits < 1:
         raise UsageError(f"--splits is at least 1, not {splits}")
+    fitter = _fitter(penalty, l1_share)
     check_target(out, overwrite)
     rows = read_table(scores, data or scores.parent)
     scorer = Scorer(model, budget=budget, side=side, threads=threads)
     features = [_features(scorer, row) for row in track(rows, "reading pictures")]
-    ridge, figures = fit(features, rows, splits, seed)
+    ridge, figures = fit(features, rows, splits, seed, fitter)
     Regressor.of(ridge, scorer, **figures).save(out, overwrite=overwrite)
     if json:
         typer.echo(json_module.dumps({"regressor": str(out), "alpha": ridge.alpha, **figures}, indent=1))
@@ -78,76 +81,31 @@ def train_iqa(
     )
 
 
-def train_reiqa(
-    data: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The weights, a .safetensors file.")],
-    steps: Annotated[int, typer.Option(help="Steps of the quality encoder.")] = 1400,
-    content_steps: Annotated[int, typer.Option(help="Steps of the content encoder.")] = 600,
-    rate: Annotated[float, typer.Option(help="Peak learning rate (Muon).")] = 4e-3,
-    pictures: Annotated[int, typer.Option(help="Photographs in a step.")] = 4,
-    copies: Annotated[int, typer.Option(help="Distorted copies of each.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of weights, crops and distortions.")] = 0,
-    start: Annotated[Path | None, typer.Option(help="Weights whose encoders are kept: regressors alone.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
-) -> None:
-    """Pre-train reiqa_small on your own photographs by momentum contrast, and fit its regressors to known damage."""
-    import torch
+def _fitter(penalty: str, l1_share: float) -> Fit:
+    """What fits a regressor with that penalty.
 
-    from saccade.data.pairs import photographs
-    from saccade.quality.reiqa.moco import Recipe
-    from saccade.quality.reiqa.synthetic import fit_regressors, save_small, train_small
+    Raises:
+        UsageError: no such penalty or share.
+    """
+    from functools import partial
 
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out names a .safetensors file, not {out}")
-    check_target(out, overwrite)
-    if threads:
-        torch.set_num_threads(threads)
-    began, files = perf_counter(), photographs(data)
+    from saccade.quality.reiqa.elastic import fit_elastic_net
+    from saccade.quality.reiqa.ridge import fit_ridge
 
-    def say(branch: str, step: int, loss: float, right: float, encoder: Any) -> None:
-        if step % 250 == 0:
-            typer.echo(f"{branch} {step}: loss {loss:.3f}, own key nearest for {right:.1%}", err=True)
-
-    if start is None:
-        recipe = Recipe(steps=steps, rate=rate, pictures=pictures, copies=copies, seed=seed)
-        model, fits = train_small(files, recipe, content_steps, say=say, threads=threads)
-        words = (
-            f"--steps {steps} --content-steps {content_steps} --rate {rate:g} --pictures {pictures} --copies {copies}"
-        )
-    else:
-        model, steps, words = _with_regressors(start), 0, f"--start {start.name}"
-        fits = fit_regressors(model, files, seed, threads)
-    save_small(
-        model,
-        out,
-        trained_by=f"saccade train reiqa --data {data.name} {words} --seed {seed}",
-        training=json_module.dumps({"steps": steps, "seconds": round(perf_counter() - began, 1)}),
-    )
-    typer.echo(f"{out}  on photographs left out of the fit:")
-    for name, f in fits.items():
-        typer.echo(
-            f"  {name}: SRCC with the level of damage {f.srcc:.3f}, {f.in_order:.1%} of neighbouring levels in order, "
-            f"left-out error {f.left_out_error:.1f} points (penalty {f.alpha:g})"
-        )
+    if penalty not in ("ridge", "elastic-net"):
+        raise UsageError(f"--penalty is ridge or elastic-net, not {penalty!r}")
+    if not 0 < l1_share <= 1:
+        raise UsageError(f"--l1-share lies in (0, 1], not {l1_share:g}; for 0 take --penalty ridge")
+    return fit_ridge if penalty == "ridge" else partial(fit_elastic_net, share=l1_share)
 
 
-def _with_regressors(path: Path) -> ReIQA:
-    """A file of reiqa_small, or of whatever else has regressors to fit."""
-    from saccade.checkpoint import load
-    from saccade.quality.reiqa.network import ReIQA
+def fit(
+    features: Sequence[np.ndarray], rows: Sequence[Rated], splits: int, seed: int, fitter: Fit
+) -> tuple[Ridge, dict[str, Any]]:
+    """The regressor to be saved, and its figures on contents that it had not seen.
 
-    model = load(path)
-    if not isinstance(model, ReIQA) or not model.scores:
-        raise UsageError(f"--start takes weights that saccade train reiqa wrote; {path} holds no regressors")
-    return model
-
-
-def fit(features: Sequence[np.ndarray], rows: Sequence[Rated], splits: int, seed: int) -> tuple[Any, dict[str, Any]]:
-    """The ridge to be saved, and its figures on contents that it had not seen.
-
-    With a column ``split`` the ridge is fitted on the training part; else on all, and the figures are medians over
-    random splits.
+    With a column ``split`` it is fitted on the training part; else on all, and the figures are medians over random
+    splits.
 
     Raises:
         InputError: leakage, too few contents, scores or features that cannot be fitted.
@@ -155,20 +113,30 @@ def fit(features: Sequence[np.ndarray], rows: Sequence[Rated], splits: int, seed
     import numpy as np
 
     from saccade.quality.reiqa.protocol import check_split, cross_validate, plcc, srcc
-    from saccade.quality.reiqa.ridge import fit_ridge
 
     x, y = np.stack(list(features)), np.array([row.score for row in rows])
     contents = [row.content for row in rows]
-    told = {"pictures": len(rows), "contents": len(set(contents))}
+    told: dict[str, Any] = {"pictures": len(rows), "contents": len(set(contents))}
     if not any(row.split for row in rows):
-        agreement = cross_validate(x, y, contents, splits, seed)
+        agreement = cross_validate(x, y, contents, splits, seed, fitter)
         found = {"srcc": agreement.srcc, "plcc": agreement.plcc, "how": f"median of {splits} splits by content"}
-        return fit_ridge(x, y, contents), told | found
+        made = fitter(x, y, contents)
+        return made, told | found | _about(made)
     parts = {name: [i for i, row in enumerate(rows) if row.split == name] for name in ("train", "test")}
     check_split(*([contents[i] for i in parts[name]] for name in ("train", "test")))
-    ridge = fit_ridge(x[parts["train"]], y[parts["train"]], [contents[i] for i in parts["train"]])
-    made, wanted = ridge(x[parts["test"]]), y[parts["test"]]
-    return ridge, told | {"srcc": srcc(made, wanted), "plcc": plcc(made, wanted), "how": "the table's own split"}
+    made = fitter(x[parts["train"]], y[parts["train"]], [contents[i] for i in parts["train"]])
+    guessed, wanted = made(x[parts["test"]]), y[parts["test"]]
+    found = {"srcc": srcc(guessed, wanted), "plcc": plcc(guessed, wanted), "how": "the table's own split"}
+    return made, told | found | _about(made)
+
+
+def _about(made: Ridge) -> dict[str, Any]:
+    """What is worth telling of a fit beside its figures."""
+    from saccade.quality.reiqa.elastic import ElasticNet
+
+    if not isinstance(made, ElasticNet):
+        return {"penalty": "ridge"}
+    return {"penalty": "elastic-net", "l1_share": made.l1_share, "features_used": made.used}
 
 
 def read_table(path: Path, folder: Path) -> list[Rated]:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from saccade.errors import CheckpointError, InputError, UsageError
+from saccade.quality.reiqa.encoder import DEVIATION, MEAN, local_contrast
+from saccade.quality.reiqa.engine import STRIP, contrast_in_strips
 from saccade.quality.reiqa.network import ReIQA
 from saccade.quality.reiqa.ridge import fit_ridge
 from saccade.quality.reiqa.scoring import Regressor, Score, Scorer, capped, half, read_pixels, score
@@ -71,6 +73,16 @@ def test_engines_and_the_network_agree(height: int, width: int, seed: int) -> No
         np.testing.assert_allclose(features, plain, rtol=2e-4, atol=2e-4 * np.abs(plain).max())
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("height", [1, 5, STRIP, STRIP + 1, 2 * STRIP + 7])
+def test_strips_of_local_contrast_are_the_whole(height: int, normalise: bool) -> None:
+    array = pixels(height, 70)
+    x = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+    if normalise:
+        x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(DEVIATION).view(1, 3, 1, 1)
+    np.testing.assert_allclose(contrast_in_strips(array, normalise, 1), local_contrast(x).numpy(), atol=1e-6)
+
+
 def test_the_dial_changes_what_runs(pictures: Path) -> None:
     whole = Scorer(tiny(), threads=1).features(pixels())
     for budget, part in ((0.1, slice(8, 16)), (0.4, slice(0, 8)), (0.5, slice(0, 16)), (1.0, slice(None))):
@@ -101,6 +113,29 @@ def test_small_pictures_are_scored_with_a_note(tmp_path: Path) -> None:
     assert few.score is not None
     assert "few pixels, 200 x 70" in few.notices[0]
     assert enough.notices == ()
+
+
+def test_panoramas_and_pictures_of_one_colour_are_scored_with_a_note(tmp_path: Path) -> None:
+    Image.fromarray(pixels(200, 900)).save(tmp_path / "wide.png")
+    Image.fromarray(np.full((140, 150, 3), 7, np.uint8)).save(tmp_path / "flat.png")
+    Image.fromarray(np.zeros((140, 150, 4), np.uint8)).save(tmp_path / "clear.png")
+    scorer = Scorer(tiny(), side=256, threads=1)
+    wide, flat, clear = scorer.scores([tmp_path / name for name in ("wide.png", "flat.png", "clear.png")])
+    assert wide.notices == (
+        f"{tmp_path / 'wide.png'} has few pixels, once it is reduced, 288 x 64: its score is rough",
+    )
+    assert flat.notices == (f"{tmp_path / 'flat.png'} is of one colour throughout: its score says nothing",)
+    assert "scored on white" in clear.notices[0]
+    assert "one colour throughout" in clear.notices[1]
+    assert None not in (wide.score, flat.score, clear.score)
+
+
+def test_a_picture_that_a_lower_budget_could_score_is_told_so() -> None:
+    with pytest.raises(InputError, match=r"at least 64 \(32 will do at a lower budget"):
+        Scorer(tiny(), threads=1).features(pixels(40, 100))
+    assert len(Scorer(tiny(), budget=0.4, threads=1).features(pixels(40, 100))) == 8
+    with pytest.raises(InputError, match=r"at least 64$"):
+        Scorer(tiny(), threads=1).features(pixels(20, 20))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P"])

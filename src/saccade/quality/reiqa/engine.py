@@ -1,6 +1,6 @@
 """Encoders on bytes: OpenVINO where it is installed, else torch; batch norms folded, float32 throughout.
 
-pixels (h,w,3) uint8 -- /255 -- [mean, deviation] -- convolutions -- mean over the picture --> (D,)
+pixels (h,w,3) uint8 -- /255 -- [mean, deviation] -- [local contrast, torch] -- convolutions -- mean --> (D,)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import UsageError
-from saccade.quality.reiqa.encoder import DEVIATION, FAINT, FAINTEST, FLOOR, MEAN, WINDOW, Encoder, Residual
+from saccade.quality.reiqa.encoder import DEVIATION, FLOOR, MEAN, WINDOW, Encoder, Residual, local_contrast
 from saccade.quality.reiqa.network import ReIQA
 from saccade.runtime.engines import available_backends, cores, load_openvino
 
@@ -22,6 +22,8 @@ __all__ = ["Backend", "encoders", "pick_backend"]
 
 Backend = Literal["auto", "openvino", "torch"]
 Encode = Callable[[np.ndarray], np.ndarray]
+
+STRIP = 64  # rows of local contrast that are made at once
 
 
 def pick_backend(asked: Backend) -> str:
@@ -51,18 +53,23 @@ def encoders(model: ReIQA, backend: str, threads: int = 0) -> dict[str, Encode]:
 
 def _with_torch(encoder: Encoder, normalise: bool, threads: int) -> Encode:
     encoder = encoder.to(memory_format=torch.channels_last)
-    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
     torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def encode(pixels: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2).float().div_(255)
-        if normalise:
-            x = x.sub_(mean).div_(deviation)
-        made: np.ndarray = encoder(x)[0].numpy()
+        made: np.ndarray = encoder(_normalised(pixels, normalise))[0].numpy()
         return made
 
     return encode
+
+
+def _normalised(pixels: np.ndarray, normalise: bool) -> Tensor:
+    """(h, w, 3) bytes as (1, 3, h, w) in [0, 1], less the mean and over the deviation if asked for."""
+    x = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2).float().div_(255)
+    if normalise:
+        mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
+        x = x.sub_(mean).div_(deviation)
+    return x
 
 
 def _with_openvino(encoder: Encoder, normalise: bool, threads: int) -> Encode:
@@ -72,7 +79,11 @@ def _with_openvino(encoder: Encoder, normalise: bool, threads: int) -> Encode:
     request = compiled.create_infer_request()
 
     def encode(pixels: np.ndarray) -> np.ndarray:
-        request.infer([np.ascontiguousarray(pixels)[None]], share_inputs=True)
+        if encoder.contrast:
+            given = contrast_in_strips(pixels, normalise, threads)
+        else:
+            given = np.ascontiguousarray(pixels)[None]
+        request.infer([given], share_inputs=True)
         made = np.array(request.get_output_tensor(0).data[0])
         compiled.release_memory()  # else both encoders keep the maps of their largest picture; it takes no longer
         return made
@@ -80,19 +91,41 @@ def _with_openvino(encoder: Encoder, normalise: bool, threads: int) -> Encode:
     return encode
 
 
+@torch.inference_mode()
+def contrast_in_strips(pixels: np.ndarray, normalise: bool, threads: int) -> np.ndarray:
+    """`encoder.local_contrast` of bytes, strip by strip, which stay in the processor's cache.
+
+    As nodes of OpenVINO's graph it takes five times as long: three channels are padded to sixteen there.
+
+    Shape: (h, w, 3) uint8 -> (1, 6, h, w) float32.
+    """
+    torch.set_num_threads(threads)
+    height, width = pixels.shape[:2]
+    made = torch.empty(1, 6, height, width)
+    reach = 2 * (WINDOW // 2)  # a window of differences, each from a window's mean
+    for start in range(0, height, STRIP):
+        top = max(start - reach, 0)
+        x = _normalised(pixels[top : start + STRIP + reach], normalise)
+        made[:, :, start : start + STRIP] = local_contrast(x)[:, :, start - top : start - top + STRIP]
+    return made.numpy()
+
+
 def _graph(ov: Any, encoder: Encoder, normalise: bool) -> Any:
-    """The fused encoder as an OpenVINO model: ``pixels`` (1, h, w, 3) uint8 -> (1, D)."""
+    """The fused encoder as an OpenVINO model: ``pixels`` (1, h, w, 3) uint8 -> (1, D).
+
+    One that looks at local contrast takes that instead, (1, 6, h, w) float32.
+    """
     op = ov.opset13
-    pixels = op.parameter([1, -1, -1, 3], ov.Type.u8, name="pixels")
-    mean, deviation = (np.array(v if normalise else c, np.float32) for v, c in ((MEAN, 0), (DEVIATION, 1)))
-    # the mean goes off before the padding, as in training; the division by 255 and the deviation go into the kernels
-    x = op.subtract(op.convert(pixels, "f32"), op.constant(np.broadcast_to(255 * mean, 3).astype(np.float32)))
-    x = op.transpose(x, op.constant(np.array([0, 3, 1, 2])))
-    scale = 1 / (255 * np.broadcast_to(deviation, 3))
     if encoder.contrast:
-        x = _local_contrast(op, op.multiply(x, op.constant(scale.astype(np.float32).reshape(1, 3, 1, 1))))
-        x = op.relu(_convolution(op, x, encoder.conv1))
+        given = op.parameter([1, 6, -1, -1], ov.Type.f32, name="contrast")
+        x = op.relu(_convolution(op, given, encoder.conv1))
     else:
+        given = op.parameter([1, -1, -1, 3], ov.Type.u8, name="pixels")
+        mean, deviation = (np.array(v if normalise else c, np.float32) for v, c in ((MEAN, 0), (DEVIATION, 1)))
+        # the mean goes off before the padding, as in training; what it is divided by goes into the kernels
+        x = op.subtract(op.convert(given, "f32"), op.constant(np.broadcast_to(255 * mean, 3).astype(np.float32)))
+        x = op.transpose(x, op.constant(np.array([0, 3, 1, 2])))
+        scale = 1 / (255 * np.broadcast_to(deviation, 3))
         x = op.relu(_convolution(op, x, encoder.conv1, scale.astype(np.float32)))
     x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3], "floor").output(0)
     for i in range(encoder.stages):
@@ -101,27 +134,7 @@ def _graph(ov: Any, encoder: Encoder, normalise: bool) -> Any:
     y = op.reduce_mean(x, op.constant(np.array([2, 3])), False)
     if encoder.contrast:
         y = op.log(op.add(y, op.constant(np.float32(FLOOR))))
-    return ov.Model([y.output(0)], [pixels], "encoder")
-
-
-def _local_contrast(op: Any, x: Any) -> Any:
-    """`encoder.local_contrast`."""
-
-    def number(value: float) -> Any:
-        return op.constant(np.float32(value))
-
-    def window_mean(y: Any) -> Any:
-        reach = op.constant(np.array([0, 0, WINDOW // 2, WINDOW // 2]))
-        y = op.pad(y, reach, reach, "edge")
-        for shape in ([WINDOW, 1], [1, WINDOW]):
-            y = op.avg_pool(y, [1, 1], [0, 0], [0, 0], shape, True, "floor").output(0)
-        return y
-
-    x = op.subtract(x, window_mean(x))
-    variance = window_mean(op.multiply(x, x))
-    over = op.divide(x, op.sqrt(op.add(variance, number(FAINT**2))))
-    spread = op.log(op.add(variance, number(FAINTEST**2)))
-    return op.concat([over, op.add(op.multiply(spread, number(0.25)), number(1.5))], 1)
+    return ov.Model([y.output(0)], [given], "encoder")
 
 
 def _residual(op: Any, x: Any, block: Residual) -> Any:

@@ -7,15 +7,17 @@ into both parts raises SRCC by up to 0.1.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from saccade.errors import InputError
-from saccade.quality.reiqa.ridge import check_samples, fit_ridge
+from saccade.quality.reiqa.ridge import Ridge, check_samples, fit_ridge
 
 __all__ = ["Agreement", "check_split", "content_splits", "cross_validate", "logistic_fit", "plcc", "ranks", "srcc"]
+
+Fit = Callable[[np.ndarray, np.ndarray, Sequence[Hashable]], Ridge]
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,22 @@ def content_splits(
 
 
 def cross_validate(
-    features: np.ndarray, scores: np.ndarray, contents: Sequence[Hashable], count: int = 10, seed: int = 0
+    features: np.ndarray,
+    scores: np.ndarray,
+    contents: Sequence[Hashable],
+    count: int = 10,
+    seed: int = 0,
+    fit: Fit = fit_ridge,
 ) -> Agreement:
-    """Median SRCC and PLCC of ridge regressors over splits by content.
+    """Median SRCC and PLCC of regressors over splits by content.
+
+    Args:
+        features: (n, d).
+        scores: (n,).
+        contents: what each sample shows.
+        count: splits.
+        seed: of the splits.
+        fit: makes a regressor of features, scores and contents; its penalty is chosen within the training part.
 
     Raises:
         InputError: unusable samples, fewer than four contents.
@@ -172,7 +187,7 @@ def cross_validate(
     check_samples(features, scores)
     found: list[tuple[float, float]] = []
     for train, test in content_splits(contents, count, seed=seed):
-        made = fit_ridge(features[train], scores[train], [contents[int(i)] for i in train])(features[test])
+        made = fit(features[train], scores[train], [contents[int(i)] for i in train])(features[test])
         found.append((srcc(made, scores[test]), plcc(made, scores[test])))
     a, b = zip(*found, strict=True)
     return Agreement(statistics.median(a), statistics.median(b), len(found), len(set(contents)))

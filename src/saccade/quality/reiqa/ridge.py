@@ -61,8 +61,12 @@ def check_samples(features: np.ndarray, scores: np.ndarray) -> None:
         raise InputError("all scores are equal: there is nothing to learn")
 
 
-def _places(contents: Sequence[Hashable] | None, n: int) -> list[np.ndarray]:
-    """Sample numbers of each content."""
+def places_of(contents: Sequence[Hashable] | None, n: int) -> list[np.ndarray]:
+    """Sample numbers of each content.
+
+    Raises:
+        InputError: contents of another number than samples, or fewer than two.
+    """
     if contents is None:
         return [np.array([i]) for i in range(n)]
     if len(contents) != n:
@@ -73,6 +77,16 @@ def _places(contents: Sequence[Hashable] | None, n: int) -> list[np.ndarray]:
     if len(found) < 2:
         raise InputError("all samples show one content; at least two are needed to choose a penalty")
     return [np.array(places) for places in found.values()]
+
+
+def scaled(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, d) features at mean 0 and deviation 1, their means, and their deviations.
+
+    A feature that never changes is 0 there and has an infinite deviation: it counts for nothing.
+    """
+    centre, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-12 * np.abs(x).max(), scale, np.inf)
+    return (x - centre) / scale, centre, scale
 
 
 def left_out_residuals(
@@ -113,10 +127,9 @@ def fit_ridge(
     """
     x, y = np.asarray(features, np.float64), np.asarray(scores, np.float64)
     check_samples(x, y)
-    places = _places(contents, len(y))
-    centre, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 1e-12 * np.abs(x).max(), scale, np.inf)  # a feature that never changes counts for nothing
-    basis, values, axes = np.linalg.svd((x - centre) / scale, full_matrices=False)
+    places = places_of(contents, len(y))
+    z, centre, scale = scaled(x)
+    basis, values, axes = np.linalg.svd(z, full_matrices=False)
     keep = values > values.max() * 1e-10
     basis, values, axes = basis[:, keep], values[keep], axes[keep]
     projected = basis.T @ (y - y.mean())

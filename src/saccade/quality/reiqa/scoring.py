@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from saccade.checkpoint import load, read_header, write_bytes
-from saccade.errors import CheckpointError, InputError, SaccadeError, UsageError, first_line
+from saccade.errors import CheckpointError, InputError, SaccadeError, UsageError, first_line, naming
 from saccade.io import find_pictures, read_picture
 from saccade.io.pil import from_pil
 from saccade.quality.reiqa.engine import Backend, Encode, encoders, pick_backend
@@ -222,6 +222,17 @@ class Scorer:
         given = {1.0: pixels, 0.5: half(pixels) if 0.5 in sizes else pixels}
         return np.concatenate([ready[branch](given[size]) for branch in branches for size in sizes])
 
+    def _doubts(self, pixels: np.ndarray) -> list[str]:
+        """Why the score of a picture says little, if so."""
+        doubts = []
+        height, width = capped_size(pixels, self.side, self.smallest)
+        if min(height, width) < 2 * self.smallest:
+            reduced = "" if (height, width) == pixels.shape[:2] else "once it is reduced, "
+            doubts.append(f"has few pixels, {reduced}{width} x {height}: its score is rough")
+        if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
+            doubts.append("is of one colour throughout: its score says nothing")
+        return doubts
+
     def prepare(self) -> dict[str, Encode]:
         """The encoders, made ready to run; the first picture does it otherwise."""
         if self._encoders is None:
@@ -262,18 +273,11 @@ class Scorer:
                 ahead += [reader.submit(read_pixels, f) for f in files[i + 1 : i + 2]]
                 try:
                     pixels, notices, size = ahead.pop(0).result()
-                    if min(size) < 2 * self.smallest:
-                        notices.append(f"{path} has few pixels, {size[0]} x {size[1]}: its score is rough")
                     value = self.regress(self.features_of_bytes(pixels))
+                    notices += [f"{path} {words}" for words in self._doubts(pixels)]
                     yield Score(str(path), value, *size, tuple(notices))
                 except SaccadeError as error:
-                    yield Score(str(path), None, error=named(error, path))
-
-
-def named(error: SaccadeError, path: Path) -> str:
-    """The error's words, with the file's name among them."""
-    text = str(error)
-    return text if str(path) in text else f"{path}: {text}"
+                    yield Score(str(path), None, error=naming(error, path))
 
 
 def _model(given: str | Path | ReIQA) -> ReIQA:
@@ -342,19 +346,25 @@ def to_bytes(picture: np.ndarray | Image.Image | Tensor) -> np.ndarray:
     return np.rint(picture * 255).astype(np.uint8)
 
 
+def capped_size(pixels: np.ndarray, side: int, smallest: int = 1) -> tuple[int, int]:
+    """(height, width) that `capped` reduces to."""
+    longest, shortest = max(pixels.shape[:2]), min(pixels.shape[:2])
+    share = min(1.0, side / longest)
+    if shortest * share < smallest <= shortest and smallest * longest * (smallest / shortest) <= side**2:
+        share = smallest / shortest
+    height, width = (max(1, round(n * share)) for n in pixels.shape[:2])
+    return height, width
+
+
 def capped(pixels: np.ndarray, side: int, smallest: int = 1) -> np.ndarray:
     """Reduced so that the long side is at most ``side`` (Pillow's bicubic).
 
     Of a panorama the long side stays longer, where the short one would fall below ``smallest`` and all pixels together
     are no more than a square of ``side`` has.
     """
-    longest, shortest = max(pixels.shape[:2]), min(pixels.shape[:2])
-    if longest <= side:
+    if max(pixels.shape[:2]) <= side:
         return pixels
-    share = side / longest
-    if shortest * share < smallest <= shortest and smallest * longest * (smallest / shortest) <= side**2:
-        share = smallest / shortest
-    height, width = (max(1, round(n * share)) for n in pixels.shape[:2])
+    height, width = capped_size(pixels, side, smallest)
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -369,11 +379,12 @@ def check_size(pixels: np.ndarray, halved: bool) -> None:
     Raises:
         InputError: a side below 64 pixels (32 where the half size is not used).
     """
-    smallest = SMALLEST * (2 if halved else 1)
-    if min(pixels.shape[:2]) < smallest:
+    smallest, shortest = SMALLEST * (2 if halved else 1), min(pixels.shape[:2])
+    if shortest < smallest:
+        enough = f" ({SMALLEST} will do at a lower budget, without the half size)" if shortest >= SMALLEST else ""
         raise InputError(
             f"a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels is too small to score: each side is to have at "
-            f"least {smallest}"
+            f"least {smallest}{enough}"
         )
 
 

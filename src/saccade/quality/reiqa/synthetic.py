@@ -22,14 +22,17 @@ from PIL import Image
 
 from saccade.checkpoint import write_bytes
 from saccade.data.distortions import LEVELS, distort
+from saccade.errors import InputError
 from saccade.progress import track
 from saccade.quality.reiqa.encoder import Encoder
-from saccade.quality.reiqa.moco import Recipe, pretrain
+from saccade.quality.reiqa.moco import pretrain
 from saccade.quality.reiqa.network import ReIQA
 from saccade.quality.reiqa.ordering import Ordered, fit_ordered
 from saccade.quality.reiqa.protocol import srcc
+from saccade.quality.reiqa.recipe import Recipe
 from saccade.quality.reiqa.scoring import Scorer, read_pixels
 from saccade.registry import create
+from saccade.training.processes import ALONE, Processes
 
 __all__ = [
     "KINDS",
@@ -42,7 +45,7 @@ __all__ = [
     "score_agreement",
     "score_pieces",
     "spoilt",
-    "train_small",
+    "train_encoders",
 ]
 
 #: kinds of the test: blur, compression, noise, lost resolution, coarse pixels
@@ -191,49 +194,78 @@ def halve_precision(model: ReIQA) -> ReIQA:
     return model
 
 
-def train_small(
+def train_encoders(
+    name: str,
     files: Sequence[Path],
     recipe: Recipe,
     content_steps: int,
     *,
     say: Callable[[str, int, float, float, Encoder], None] | None = None,
-    threads: int = 0,
-) -> tuple[ReIQA, dict[str, Ordered]]:
-    """``reiqa_small`` from nothing: both encoders pre-trained, its regressors fitted.
+    processes: Processes = ALONE,
+    workers: int = 0,
+    run: Path | None = None,
+    save_every: int = 500,
+) -> ReIQA:
+    """A model whose encoders are pre-trained from nothing; it holds no regressor that is fitted.
 
     Args:
+        name: registered.
         files: photographs; all of them are trained on.
         recipe: of the quality encoder; the content encoder has the same without distortions.
         content_steps: of the content encoder.
         say: called with (branch, step, loss, share of queries nearest to their own key, encoder).
+        processes, workers: as `moco.pretrain` takes them.
+        run: folder for the checkpoints ``quality.ckpt`` and ``content.ckpt``; what is there is gone on with.
+        save_every: steps between checkpoints.
 
     Returns:
-        The model, rounded to float16's numbers, and the fits of its regressors by layout.
+        The model, rounded to float16's numbers.
 
     Raises:
-        InputError: unusable pictures.
+        InputError: unusable pictures; the folder cannot be made.
+        UsageError: a recipe that cannot be, or not that of the checkpoints.
+        CheckpointError: damaged checkpoints.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = create("reiqa_small", weights=None)
+        model = create(name, weights=None)
     assert isinstance(model, ReIQA)
-    for name, own in (
-        ("quality", recipe),
-        ("content", replace(recipe, distortions=False, normalise=True, steps=content_steps)),
-    ):
-        encoder = getattr(model, name).encoder
+    clean = replace(recipe.lasting(content_steps), distortions=False, normalise=True)
+    for branch, own in (("quality", recipe), ("content", clean)):
+        encoder = getattr(model, branch).encoder
 
-        def told(step: int, loss: float, right: float, name: str = name, encoder: Encoder = encoder) -> None:
+        def told(step: int, loss: float, right: float, branch: str = branch, encoder: Encoder = encoder) -> None:
             if say is not None:
-                say(name, step, loss, right, encoder)
+                say(branch, step, loss, right, encoder)
 
-        pretrain(encoder, files, own, told)
-    halve_precision(model.eval())
-    return model, fit_regressors(model, files, recipe.seed, threads)
+        pretrain(
+            encoder,
+            files,
+            own,
+            told,
+            processes=processes,
+            workers=workers,
+            checkpoint=None if run is None else made_folder(run) / f"{branch}.ckpt",
+            save_every=save_every,
+        )
+    return halve_precision(model.eval())
+
+
+def made_folder(path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {path}: {error.strerror}") from error
+    return path
 
 
 def save_small(model: ReIQA, path: Path, **metadata: str) -> None:
-    """Write a model of `train_small`: its encoders in float16, which holds their numbers exactly.
+    """Write a model of `train_encoders`: its encoders in float16, which holds their numbers exactly.
 
     Args:
         metadata: strings for the header.
