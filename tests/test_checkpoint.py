@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -422,6 +423,30 @@ def test_recognised_names_with_impossible_tensors_are_refused(tmp_path: Path) ->
             load(tmp_path / "a.pth")
 
 
+def test_options_are_told_only_where_a_file_does_not_tell_them(tmp_path: Path) -> None:
+    model = network()
+    save(model, tmp_path / "own.safetensors")
+    with pytest.raises(UsageError, match="tells its options itself, nothing can be told; leave scale"):
+        load(tmp_path / "own.safetensors", scale=4)
+    theirs = {"features": "first_part.0", "mapping": "first_part.2", "subpixel": "last_part.0"}
+    state = saccade.create("espcn", weights=None, scale=3).state_dict()
+    state = {".".join([theirs[name], leaf]): v for (name, leaf), v in ((k.split("."), v) for k, v in state.items())}
+    torch.save(state, tmp_path / "published.pth")
+    load(tmp_path / "published.pth")
+    with pytest.raises(UsageError, match="leave sides out"):
+        load(tmp_path / "published.pth", sides=(32, 64))
+
+
 def test_default_weights_that_do_not_ship_are_said() -> None:
     with pytest.raises(UsageError, match="no weights ship for sesr_m3 x2"):
         saccade.create("sesr_m3")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_sparse_tensors_and_new_pickles_are_refused_without_warnings_of_torch(tmp_path: Path, protocol: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # making them warns too
+        torch.save({"a.weight": torch.eye(3).to_sparse()}, tmp_path / "a.pth", pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match=r"a\.weight, a tensor without dense values"):
+        load(tmp_path / "a.pth")

@@ -7,6 +7,7 @@ files name their model in the header, published ones are recognised by their key
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import mmap
@@ -14,11 +15,13 @@ import os
 import re
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from saccade import registry
@@ -149,7 +152,9 @@ def _read_pickle(path: Path) -> Any:
 
     _refuse_swelling(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of sparse tensors, old storages and pickles' protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise CheckpointError(f"{path} asks for more memory than there is; it is damaged or hostile") from error
     except Exception as error:
@@ -298,24 +303,40 @@ def _own(metadata: Mapping[str, str], source: str) -> tuple[str, dict[str, Any]]
     return named_model(metadata["saccade"], source) if "saccade" in metadata else None
 
 
-def _recipe(state: StateDict, source: str) -> Recipe:
+def _recipe(state: StateDict, source: str, told: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+    """What a published file holds, by the first reader that knows its keys; ``told`` as in `load`."""
     names = set(state)
     for reader in registry.recognisers():
         if reader.matches(names):
             read = registry.load_function(reader.module, reader.function)
+            takes = [name for name, p in inspect.signature(read).parameters.items() if p.kind is p.KEYWORD_ONLY]
             try:
-                recipe: Recipe | None = read(state)
+                recipe: Recipe | None = read(state, **{name: told[name] for name in takes if name in told})
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if told and isinstance(error, UsageError):  # of what was told, not of the tensors
+                    raise
                 why = first_line(error)
                 raise CheckpointError(
                     f"{source} has the names of {reader.system}, but its tensors do not go together ({why})"
                 ) from error
             if recipe is not None:
+                _refuse_told([name for name in told if name not in takes], source, takes)
                 return recipe
     known = ", ".join(sorted({r.system for r in registry.recognisers()}))
     raise CheckpointError(
         f"{source} is of no architecture known here; its keys look like {_few(sorted(names))}. Known: {known}"
     )
+
+
+def _refuse_told(extra: list[str], source: str, takes: Sequence[str] = ()) -> None:
+    """Refuse options that a file tells itself, or that its network does not have.
+
+    Raises:
+        UsageError: there are such.
+    """
+    if extra:
+        rest = f"only {', '.join(takes)} can be told" if takes else "nothing can be told"
+        raise UsageError(f"{source} tells its options itself, {rest}; leave {', '.join(extra)} out")
 
 
 def _sketch(recipe: Recipe, source: str) -> None:
@@ -334,34 +355,44 @@ def _sketch(recipe: Recipe, source: str) -> None:
     fit(model, recipe.state, source)
 
 
-def read_recipe(path: str | Path) -> Recipe:
+def read_recipe(path: str | Path, **told: Any) -> Recipe:
     """Which model a file holds, with which options, and its tensors under our names; no network is made.
+
+    Args:
+        path: as `load`.
+        told: as `load`.
 
     Raises:
         CheckpointError: unsafe, damaged or unknown file.
+        UsageError: as `load`.
     """
     source = Path(path).name
     state, metadata = read_state(path)
     own = _own(metadata, source)
-    recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source)
+    if own:
+        _refuse_told(list(told), source)
+    recipe = Recipe(own[0], own[1], state) if own else _recipe(state, source, told)
     if own and re.search(r"\d{4}|e\+?\d", json.dumps(own[1])):  # large numbers among the options
         _sketch(recipe, source)
     return recipe
 
 
-def load(path: str | Path) -> nn.Module:
-    """Load a file of weights; the architecture and its configuration come from the file alone.
+def load(path: str | Path, **told: Any) -> nn.Module:
+    """Load a file of weights; the architecture and its configuration come from the file.
 
     Args:
         path: our own safetensors, or a published checkpoint of an implemented system (``.pth``, ``.safetensors``).
+        told: what leaves no trace in a published file, by name: ``sides=(448, 896, 1120)`` and ``window=14`` of PIIP's
+            detectors. The keyword arguments of a system's readers are those that it takes; most take none.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: unsafe, damaged, unknown or half-matching file.
+        UsageError: something was told that the file tells itself, or that cannot be.
     """
-    source, recipe = Path(path).name, read_recipe(path)
+    source, recipe = Path(path).name, read_recipe(path, **told)
     model = registry.rebuild(recipe.model, recipe.options, source)
     fit(model, recipe.state, source)
     return model.eval()

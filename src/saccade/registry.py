@@ -129,6 +129,8 @@ def register(
 def recognise(system: str, *, keys: tuple[str, ...]) -> Callable[[F], F]:
     """Mark a function ``(state) -> Recipe | None`` that reads a published key layout of ``system``.
 
+    Keyword-only arguments of it are what a user may tell `saccade.load` because no weight does.
+
     Args:
         system: the slug.
         keys: ``fnmatch`` patterns that must all occur before the function is asked (literals).

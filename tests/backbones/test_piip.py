@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from saccade.backbones.piip import PIIP, InteractionUnit, SeparateHeads
 from saccade.backbones.piip.branch import Block, Branch, resized_table
 from saccade.backbones.piip.interaction import CrossAttention, DeformAttention, Injector
-from saccade.backbones.piip.published import SEGMENTER_LAYOUTS, _dense, _describe, from_dense
+from saccade.backbones.piip.published import SEGMENTER_LAYOUTS, _dense, _describe, from_dense, from_official
 from saccade.checkpoint import fit, load
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
@@ -153,6 +154,86 @@ def test_blocks_of_the_six_billion_network(gelu: str, approximate: str) -> None:
         torch.testing.assert_close(fuse(block)(x), block(x), rtol=1e-5, atol=1e-5)
 
 
+def test_blocks_of_beit_are_timms_within_a_window() -> None:
+    """timm's block, given the biases, which are looked up here pair by pair; a window as large as the map."""
+    torch.manual_seed(0)
+    size, heads = 3, 2
+    block = Block(16, heads, 2.0, 0.0, True, kind="beit", window=size).eval()
+    zoo.randomised(block)
+    peer = timm.models.beit.Block(16, heads, qkv_bias=True, mlp_ratio=2.0, init_values=0.1).eval()
+    peer.norm1.eps = peer.norm2.eps = 1e-6
+    theirs = ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj")
+    ours = {
+        f"{a}.{leaf}": getattr(block, b).get_parameter(leaf)
+        for a, b in zip(theirs, ("norm1", "norm2", "fc1", "fc2", "proj"), strict=True)
+        for leaf in ("weight", "bias")
+    }
+    query, key, value = block.qkv.bias.detach().chunk(3)
+    ours |= {"attn.qkv.weight": block.qkv.weight, "attn.q_bias": query, "attn.v_bias": value}
+    ours |= {"gamma_1": block.gamma_1, "gamma_2": block.gamma_2}
+    peer.load_state_dict(ours)
+    bias = torch.zeros(1, heads, size**2, size**2)
+    places = [(y, x) for y in range(size) for x in range(size)]
+    for i, (y, x) in enumerate(places):
+        for j, (v, u) in enumerate(places):
+            bias[0, :, i, j] = block.bias_table.detach()[(y - v + size - 1) * (2 * size - 1) + x - u + size - 1]
+    x = draw(2, size**2, 16)
+    assert float(key.abs().max()) > 0.01  # a bias of keys changes no softmax
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, (size, size)), peer(x, shared_rel_pos_bias=bias), rtol=1e-5, atol=1e-5)
+        block.bias_table.zero_()
+        plain = Block(16, heads, 2.0, 0.0, True, window=size).eval()
+        plain.load_state_dict({k: v for k, v in block.state_dict().items() if k != "bias_table"})
+        torch.testing.assert_close(block(x, (size, size)), plain(x, (size, size)))
+        torch.testing.assert_close(fuse(block)(x, (size, size)), block(x, (size, size)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_branch_takes_timms_beit() -> None:
+    """Blocks with their biases; what was learnt for the class token is left, biases of another window are resized."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    published = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 0.1}
+    peer = zoo.randomised(timm.models.beit.Beit(**small, **published).eval())
+    state = peer.state_dict()
+
+    def branch(window: int) -> Branch:
+        options = {"in_chans": 3, "scaled": True, "with_cls": False, "drop_path_rate": 0.0, "kind": "beit"}
+        made = Branch(32, 2, 2, 4.0, side=64, patch=16, windows=(window,), **options)
+        made.load_vit(state)
+        return made
+
+    block, theirs = branch(4).blocks[1], "blocks.1.attn"
+    assert torch.equal(block.bias_table, state[f"{theirs}.relative_position_bias_table"][:49])
+    assert torch.equal(block.qkv.bias[:32], state[f"{theirs}.q_bias"])
+    assert not block.qkv.bias[32:64].any()
+    wide = branch(7).blocks[1].bias_table
+    plane = block.bias_table.detach().T.reshape(1, 2, 7, 7)
+    want = F.interpolate(plane, size=(13, 13), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(wide.detach(), want.flatten(2)[0].T)
+
+
+def test_with_gates_at_zero_a_pyramid_of_beit_is_its_branches() -> None:
+    """Exactly, whatever else the weights are; the gates open, it is not."""
+    torch.manual_seed(0)
+    options = {"widths": (64, 32, 32), "kinds": ("beit", "beit", "vit"), "window": 2, "with_cls": False, "merge": True}
+    model = create("piip", weights=None, **{**SMALL.options, **options})
+    assert isinstance(model, PIIP)
+    zoo.randomised(model)
+    x = SMALL.picture()
+    with torch.no_grad():
+        opened = model.branch_maps(x)
+        for name, p in model.interactions.named_parameters():
+            if "gamma" in name:
+                p.zero_()
+        for i, have in enumerate(model.branch_maps(x)):
+            seen = F.interpolate(x, size=(model.sides[i],) * 2, mode="bilinear", align_corners=False) if i < 2 else x
+            tokens, _ = model.branch(i).run(*model.branch(i).embed(seen), 0, 1, model.grid(i))
+            assert torch.equal(have.flatten(2).mT, tokens)
+            assert float((have - opened[i]).abs().max()) > 1e-3
+        model.use(sides=(24, 40, 64))  # windows that do not divide the map
+        assert all(m.isfinite().all() for m in model.maps(x))
+
+
 def test_weights_tell_blocks_of_the_six_billion_network() -> None:
     told = {**SMALL.options, "kinds": ("intern", "vit", "vit"), "exchange_norms": False, "num_classes": 5}
     options = _describe(dict(create("piip", weights=None, **told).state_dict()))
@@ -227,6 +308,29 @@ def injector_shapes(width: int, heads: int, norms: bool) -> dict[str, tuple[int,
     for name in ("query_norm", "feat_norm", "ffn_norm") if norms else ():
         made |= {f"{name}.{leaf}": shape for leaf, shape in norm_shapes(width).items()}
     return made
+
+
+def beit_shapes(width: int, depth: int, heads: int, window: int) -> dict[str, tuple[int, ...]]:
+    """As BEiT's transformer within windows: no position table, biases of scores, none of keys."""
+    made = {k: v for k, v in branch_shapes(width, depth, 1).items() if k != "pos_embed" and "qkv.bias" not in k}
+    for i in range(depth):
+        attn = f"blocks.{i}.attn"
+        made |= {f"{attn}.q_bias": (width,), f"{attn}.v_bias": (width,)}
+        made[f"{attn}.relative_position_bias_table"] = ((2 * window - 1) ** 2, heads)
+        made[f"{attn}.relative_position_index"] = (window**2, window**2)
+    return made
+
+
+def beit_detector_shapes(
+    widths: tuple[int, ...], depths: tuple[int, ...], stages: int, heads: tuple[int, ...], window: int
+) -> dict[str, tuple[int, ...]]:
+    """As `detector_shapes`, with BEiT in all branches but the last."""
+    last = f"branch{len(widths)}."
+    shapes = detector_shapes(widths, depths, stages, (196,) * len(widths))
+    shapes = {k: v for k, v in shapes.items() if not k.startswith("branch") or k.startswith(last)}
+    for i, (width, depth, count) in enumerate(zip(widths[:-1], depths, heads, strict=False), 1):
+        shapes |= {f"branch{i}.{k}": v for k, v in beit_shapes(width, depth, count, window).items()}
+    return shapes
 
 
 def branch_shapes(width: int, depth: int, places: int) -> dict[str, tuple[int, ...]]:
@@ -369,10 +473,31 @@ def test_fewer_exchanges_than_blocks_are_told() -> None:
 @pytest.mark.parametrize(
     ("widths", "change", "says"),
     [
-        ((768, 384, 192), {"backbone.branch1.blocks.0.attn.relative_position_bias_table": (1,)}, "relative_position"),
-        ((768, 384, 192), {"backbone.intermediate_merging_2_w1": ()}, "belongs to another"),
+        (
+            (768, 384, 192),
+            {"backbone.branch3.convnext_model.encoder.stages.0.layers.0.dwconv.weight": (96, 1, 7, 7)},
+            "branch3 is ConvNeXt: detectors are read whose branches are plain vision transformers",
+        ),
+        (
+            (768, 384, 192),
+            {
+                "backbone.branch1.patch_embed.proj.weight": None,
+                "backbone.branch1.visual_embed.patch_embed.proj.weight": (768, 3, 16, 16),
+            },
+            "branch1 is Uni-Perceiver",
+        ),
+        (
+            (768, 384, 192),
+            {"backbone.branch2.rel_pos_bias.relative_position_bias_table": (729, 6)},
+            "branch2 is BEiT with shared biases",
+        ),
+        ((768, 384, 192), {"backbone.intermediate_merging_2_w1": ()}, "merges maps behind several exchanges"),
         ((768, 384, 192), {"backbone.fpn1.0.weight": None}, "three maps"),
-        ((96, 64, 32), {}, r"no detector was published with branches of \(96, 64, 32\)"),
+        (
+            (96, 64, 32),
+            {},
+            r"no detector was published with branches of \(96, 64, 32\), .* sides and window: tell both",
+        ),
     ],
 )
 def test_other_detectors_are_refused(
@@ -388,6 +513,121 @@ def test_other_detectors_are_refused(
                 state[name] = torch.empty(shape)
         with pytest.raises(CheckpointError, match=says):
             from_dense(state)
+
+
+def small_detector(path: Path) -> Path:
+    """A file with a detector of widths that nobody published, its tables those of 32 px in patches of 16."""
+    torch.save({"state_dict": drawn_state(detector_shapes((96, 64, 32), (2, 2, 2), 2, (4, 4, 4)))}, path)
+    return path
+
+
+def test_sides_follow_the_picture_in_proportion() -> None:
+    with torch.device("meta"):
+        model = create("piip_tsb_368", weights=None, img_size=736)
+    assert isinstance(model, PIIP)
+    assert model.sides == (256, 384, 736)
+    small = make(img_size=24)
+    assert small.sides == (8, 16, 24)
+    with torch.no_grad():
+        assert torch.isfinite(small(torch.zeros(1, 3, 24, 24))).all()
+    with pytest.raises(UsageError, match="img_size is a multiple of the patch, 16 px, not 100"):
+        create("piip_tsb_368", weights=None, img_size=100)
+
+
+def test_sides_and_windows_that_leave_no_trace_can_be_told(tmp_path: Path) -> None:
+    path = small_detector(tmp_path / "detector.pth")
+    says = r"sides and window: tell both.* as in saccade.load\(file, sides=\(448, 896, 1120\), window=14\)"
+    with pytest.raises(CheckpointError, match=says):
+        load(path)
+    with pytest.raises(CheckpointError, match="no weight tells their window"):
+        load(path, sides=(32, 48, 64))
+    model = load(path, sides=(32, 48, 64), window=(2, 0))
+    assert isinstance(model, PIIP)
+    assert model.sides == (32, 48, 64)
+    assert [block.window for block in model.branch(1).blocks] == [2, 0]
+    x = draw(1, 3, 64, 64, seed=2)
+    with torch.no_grad():
+        maps = list(model.maps(x))
+        assert [tuple(m.shape[1:]) for m in maps] == [(96, 16, 16), (96, 8, 8), (96, 4, 4), (96, 2, 2)]
+        other = load(path, sides=[32, 48, 64], window=0)
+        assert isinstance(other, PIIP)
+        assert [block.window for block in other.branch(1).blocks] == [0, 0]
+        assert not torch.equal(list(other.maps(x))[2], maps[2])
+
+
+def test_a_published_detector_at_other_sides_is_the_network_of_that_name() -> None:
+    with torch.device("meta"):
+        shapes = detector_shapes((768, 384, 192), (12, 12, 12), 12, (196,) * 3)
+        state = {f"backbone.{k}": torch.empty(shape) for k, shape in shapes.items()}
+        recipe = from_dense(state, sides=(448, 896, 1120))
+        assert recipe is not None
+        assert recipe.model == "piip_tsb_1120"
+        wide = from_dense(state, sides=(448, 896, 1120), window=28)
+        assert wide is not None
+        assert (wide.model, wide.options["window"]) == ("piip", 28)
+
+
+def test_a_published_detector_of_beit_is_recognised() -> None:
+    """In full size; its tables of biases tell the windows."""
+    widths, depths = (1024, 768, 384), (24, 12, 12)
+    with torch.device("meta"):
+        shapes = beit_detector_shapes(widths, depths, 12, (16, 12), 28)
+        recipe = from_dense({f"backbone.{k}": torch.empty(shape) for k, shape in shapes.items()})
+        assert recipe is not None
+        model = create(recipe.model, weights=None, **recipe.options)
+        assert isinstance(model, PIIP)
+        fit(model, recipe.state, "the detector")
+    assert recipe.options["kinds"] == ("beit", "beit", "vit")
+    assert (model.sides, recipe.options["window"]) == ((672, 1120, 1568), 28)
+    assert model.branch(0).pos_embed is None
+    assert model.branch(0).blocks[0].bias_table.shape == (55**2, 16)
+
+
+def test_a_detector_of_beit_gives_the_maps_of_its_blocks(tmp_path: Path) -> None:
+    """Biases of queries and values apart, none of keys; sides that nobody published are told."""
+    state = drawn_state(beit_detector_shapes((96, 64, 32), (2, 2, 2), 2, (4, 2), 2))
+    torch.save({"state_dict": state}, tmp_path / "beit.pth")
+    with pytest.raises(CheckpointError, match="no weight tells their sides: tell"):
+        load(tmp_path / "beit.pth")
+    model = load(tmp_path / "beit.pth", sides=(32, 48, 64))
+    assert isinstance(model, PIIP)
+    assert model.built_with["heads"] == (4, 2, 1)
+    start = "backbone.branch1.blocks.1.attn"
+    query, value = state[f"{start}.q_bias"], state[f"{start}.v_bias"]
+    block = model.branch(0).blocks[1]
+    assert torch.equal(block.qkv.bias, torch.cat([query, torch.zeros(96), value]))
+    assert torch.equal(block.bias_table, state[f"{start}.relative_position_bias_table"])
+    with torch.no_grad():
+        assert [tuple(m.shape[2:]) for m in model.maps(draw(1, 3, 64, 64))] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"sides": (32, 48), "window": 0}, "3 sides that are multiples of 16 px"),
+        ({"sides": (32, 48, 65), "window": 0}, "3 sides that are multiples of 16 px"),
+        ({"sides": 64, "window": 0}, "sides are numbers, one for each branch, not 64"),
+        ({"sides": (32, 48, 64), "window": -1}, "window is a number of cells"),
+        ({"sides": (32, 48, 64), "window": 1.5}, "window is a number of cells"),
+        ({"sides": (32, 48, 64), "window": 0, "heads": 4}, "only sides, window can be told; leave heads out"),
+    ],
+)
+def test_what_cannot_be_told_of_a_detector_is_refused(tmp_path: Path, told: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load(small_detector(tmp_path / "detector.pth"), **told)
+
+
+def test_a_classifier_tells_its_sides_itself() -> None:
+    shapes = branch_shapes(32, 1, 4)
+    state = {f"branch{i}.{k}": torch.zeros(shape) for i in (1, 2) for k, shape in shapes.items()}
+    unit = "interactions.0.interaction_units_12"
+    for name in ("branch2to1", "branch1to2"):
+        state |= {f"{unit}.{name}_proj.weight": torch.zeros(32, 32), f"{unit}.{name}_proj.bias": torch.zeros(32)}
+        injector = injector_shapes(32, 16, True)
+        state |= {f"{unit}.{name}_injector.{k}": torch.zeros(shape) for k, shape in injector.items()}
+    assert from_official(state) is not None
+    with pytest.raises(UsageError, match=r"tell its sides, \(32, 32\)"):
+        from_official(state, sides=(32, 48))
 
 
 def test_an_ordinary_pyramid_takes_its_largest_side() -> None:
@@ -626,7 +866,8 @@ def test_without_projections_widths_may_differ() -> None:
         ({"pyramid": True}, "made of the merged map"),
         ({"widths": (48, 16, 16), "merge": "dense"}, "divides by 32"),
         ({"kinds": ("vit", "intern")}, "kinds has 2 entries"),
-        ({"kinds": "swin"}, "'vit' or 'intern'"),
+        ({"kinds": "swin"}, "'vit', 'intern' or 'beit'"),
+        ({"kinds": ("beit", "vit", "vit")}, "learn biases within windows"),
         ({"gelu": "fast"}, "'exact' or 'tanh'"),
         ({"tables": (2, 4)}, "tables has 2 entries"),
         ({"tables": -1}, "sides in cells"),

@@ -1,12 +1,14 @@
 """A branch: a plain vision transformer whose blocks run a range at a time, and whose class token is kept aside.
 
-Its blocks are those of DeiT and AugReg, or those of InternViT-6B: RMS norms, also of queries and keys over all heads,
-and no bias before these.
+Its blocks are those of DeiT and AugReg; those of InternViT-6B: RMS norms, also of queries and keys over all heads, and
+no bias before these; or those of BEiT within windows: every score has a bias that is learnt for the offset between the
+query and the key, in place of position tables.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +20,10 @@ from saccade.checkpoint import StateDict
 from saccade.errors import CheckpointError, UsageError
 from saccade.nn.windows import join_windows, split_windows
 
-__all__ = ["Block", "Branch", "resized_table"]
+__all__ = ["KINDS", "Block", "Branch", "relative_bias", "resized_table"]
 
 EPS = 1e-6
+KINDS = ("vit", "intern", "beit")  # of blocks
 Grid = tuple[int, int]
 
 
@@ -34,6 +37,22 @@ def resized_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return wide.flatten(2).mT.to(table.dtype)
 
 
+def relative_bias(table: Tensor, size: int) -> Tensor:
+    """What BEiT adds to the scores of a window: for each head one number for each offset from key to query.
+
+    Args:
+        table: ((2 size - 1)^2, heads), offsets from -(size - 1) to size - 1, rows before columns.
+        size: side of the window in cells.
+
+    Returns:
+        (1, heads, size^2, size^2), queries before keys.
+    """
+    steps = torch.arange(size, device=table.device)
+    offsets = steps[:, None] - steps + size - 1  # (query, key) along an axis
+    rows = offsets[:, None, :, None] * (2 * size - 1) + offsets[None, :, None, :]  # (y, x of query, y, x of key)
+    return table[rows.reshape(size**2, size**2)].permute(2, 0, 1)[None]
+
+
 class Block(nn.Module):
     """x + gamma_1 attention(norm(x)) --> + gamma_2 mlp(norm(x)); plain, or with the scales of LayerScale.
 
@@ -43,7 +62,7 @@ class Block(nn.Module):
         mlp_ratio: hidden channels of the feed-forward, as a multiple of C.
         drop_path: probability that a branch is left out in training.
         scaled: gamma_1 and gamma_2 are learnt, from 1, in ``"intern"`` blocks from 0.1.
-        kind: ``"vit"``, or ``"intern"``: see the module's text.
+        kind: ``"vit"``, ``"intern"``, or ``"beit"``: see the module's text.
         window: side of windows that attend each on its own, in cells; 0 for none. What is no multiple of it is filled
             up with zeros behind the norm, and these take part (as published).
         gelu: ``"exact"``, or ``"tanh"`` for the approximation that fused feed-forwards make.
@@ -51,7 +70,7 @@ class Block(nn.Module):
     Shape: (B, N, C) -> (B, N, C); with windows N is height * width of ``grid``.
 
     Raises:
-        UsageError: no such kind or GELU.
+        UsageError: no such kind or GELU; blocks of BEiT without a window.
     """
 
     def __init__(
@@ -66,8 +85,10 @@ class Block(nn.Module):
         gelu: str = "exact",
     ) -> None:
         super().__init__()
-        if kind not in ("vit", "intern"):
-            raise UsageError(f"blocks are of the kind 'vit' or 'intern', not {kind!r}")
+        if kind not in KINDS:
+            raise UsageError(f"blocks are of the kind 'vit', 'intern' or 'beit', not {kind!r}")
+        if kind == "beit" and not window:
+            raise UsageError("blocks of the kind 'beit' learn biases within windows: tell their side, window=14")
         if gelu not in ("exact", "tanh"):
             raise UsageError(f"gelu is 'exact' or 'tanh', not {gelu!r}")
         self.heads, self.window = heads, window
@@ -79,6 +100,7 @@ class Block(nn.Module):
         self.q_norm = nn.RMSNorm(width, EPS) if intern else nn.Identity()
         self.k_norm = nn.RMSNorm(width, EPS) if intern else nn.Identity()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads)) if kind == "beit" else None
         self.approximate = "tanh" if gelu == "tanh" else "none"
         start = 0.1 if intern else 1.0
         self.gamma_1 = nn.Parameter(torch.full((width,), start)) if scaled else None
@@ -93,7 +115,8 @@ class Block(nn.Module):
         """Multi-head attention of tokens (B, N, C) among each other, before the last layer."""
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        bias = None if self.bias_table is None else relative_bias(self.bias_table, self.window).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
     def attend(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         """Attention of all tokens, or within windows."""
@@ -145,10 +168,10 @@ class Branch(nn.Module):
         drop_path_rate: of the last block; rises linearly from 0 at the first.
         table: side of the position table in cells; 0 for that of the pictures. It is resized to them as they come.
         windows: of the blocks, repeated over them: ``(24, 24, 0)`` lets every third block attend over the whole map.
-        kind, gelu: of the blocks (`Block`).
+        kind, gelu: of the blocks (`Block`); blocks of BEiT go without a position table.
 
     Raises:
-        UsageError: no such kind or GELU, a window with a class token, a negative one.
+        UsageError: no such kind or GELU, blocks of BEiT without windows, a window with a class token, a negative one.
     """
 
     def __init__(
@@ -176,23 +199,24 @@ class Branch(nn.Module):
             )
         self.patch = patch
         self.patch_embed = nn.Conv2d(in_chans, width, patch, patch)
-        self.pos_embed = nn.Parameter(torch.zeros(1, (table or side // patch) ** 2, width))
+        places = (table or side // patch) ** 2
+        self.pos_embed = None if kind == "beit" else nn.Parameter(torch.zeros(1, places, width))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if with_cls else None
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, rate, scaled, kind, windows[i % len(windows)], gelu)
             for i, rate in enumerate(rates)
         )
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for table_or_token in (self.pos_embed, self.cls_token):
+            if table_or_token is not None:
+                nn.init.trunc_normal_(table_or_token, std=0.02)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens of the patches (B, N, C) with positions, and the class token (B, 1, C) if there is one."""
-        tokens = self.patch_embed(x)
+        tokens = self.patch_embed(x).flatten(2).mT
         height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
         cls = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
-        return tokens.flatten(2).mT + resized_table(self.pos_embed, (height, width)), cls
+        return (tokens if self.pos_embed is None else tokens + resized_table(self.pos_embed, (height, width))), cls
 
     def run(
         self, x: Tensor, cls: Tensor | None, first: int, last: int, grid: Grid | None = None
@@ -205,10 +229,10 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def load_vit(self, state: StateDict) -> None:
-        """Take the weights of a plain vision transformer (key names of timm and DeiT).
+        """Take the weights of a plain vision transformer (key names of timm and DeiT), or of a BEiT.
 
-        Its position table and patches are resized, bicubic; the class token's slot of the table, where there is one,
-        is dropped. A head and a final norm are left aside; scales that are missing become 1.
+        Its position table or tables of biases and its patches are resized, bicubic; the class token's slots of tables,
+        where there are any, are dropped. A head and a final norm are left aside; scales that are missing become 1.
 
         Raises:
             CheckpointError: weights of another width or depth, or other names.
@@ -218,10 +242,10 @@ class Branch(nn.Module):
         if self.cls_token is not None and "cls_token" in state:
             ours["cls_token"] = state["cls_token"]
         own = self.state_dict()
-        if "pos_embed" in ours:
-            table = squared(ours["pos_embed"])
-            side = round(self.pos_embed.shape[1] ** 0.5)
-            ours["pos_embed"] = resized_table(table, (side, side))
+        for name in [k for k in ours if k in own and k.endswith(("pos_embed", "bias_table"))]:
+            table, side = ours[name], math.isqrt(own[name].numel() // own[name].shape[-1])
+            table = squared(table[None] if table.dim() == 2 else table)
+            ours[name] = resized_table(table, (side, side)).reshape(own[name].shape)
         if "patch_embed.weight" in ours and ours["patch_embed.weight"].shape[-1] != self.patch:
             kernel = F.interpolate(ours["patch_embed.weight"], (self.patch, self.patch), mode="bicubic")
             ours["patch_embed.weight"] = kernel
@@ -235,20 +259,25 @@ class Branch(nn.Module):
 
 
 def squared(table: Tensor) -> Tensor:
-    """A position table without the class token's slot: (1, side^2, C).
+    """A table without the class token's slots: (1, side^2, C). Positions have one before, biases of BEiT three behind.
 
     Raises:
         UsageError: no square either way.
     """
     count = table.shape[1]
-    for skip in (0, 1):
-        if round((count - skip) ** 0.5) ** 2 == count - skip:
-            return table[:, skip:]
+    for first, last in ((0, count), (1, count), (0, count - 3)):
+        if last > first and math.isqrt(last - first) ** 2 == last - first:
+            return table[:, first:last]
     raise UsageError(f"a position table of {count} places is no square, nor is it one without the class token")
 
 
 def plain_names(state: StateDict) -> StateDict:
-    """The names of a plain vision transformer in ours."""
+    """A plain vision transformer, or BEiT, under our names."""
+    return joined_biases({plain_name(name): value for name, value in state.items()})
+
+
+def plain_name(name: str) -> str:
+    """Our name of one tensor of such a transformer."""
     changes = (
         ("patch_embed.proj.", "patch_embed."),
         (".attn.", "."),
@@ -257,10 +286,21 @@ def plain_names(state: StateDict) -> StateDict:
         (".ls2.gamma", ".gamma_2"),
         (".ls1", ".gamma_1"),
         (".ls2", ".gamma_2"),
+        (".relative_position_bias_table", ".bias_table"),
     )
-    made: StateDict = {}
-    for name, value in state.items():
-        for theirs, ours in changes:
-            name = name.replace(theirs, ours)
-        made[name] = value
+    for theirs, ours in changes:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def joined_biases(state: StateDict) -> StateDict:
+    """The biases of queries and values, apart in BEiT, as those of one layer; keys have none, which changes no softmax.
+
+    Places in the table, which BEiT stores beside it, are left out.
+    """
+    made = {k: v for k, v in state.items() if not k.endswith((".q_bias", ".v_bias", ".relative_position_index"))}
+    for name, query in state.items():
+        block = name.removesuffix(".q_bias")
+        if block != name and f"{block}.v_bias" in state:
+            made[f"{block}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), state[f"{block}.v_bias"]])
     return made

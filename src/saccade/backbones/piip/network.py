@@ -134,12 +134,15 @@ class PIIP(Backbone):
         widths, depths, heads: of the branches, from the largest network to the smallest; widths never increase.
         sides: of their pictures in pixels, multiples of ``patch``; the input has the largest, in a parameter-inverted
             pyramid the last one.
+        img_size: side of the input, a multiple of ``patch``: all sides are scaled in proportion, to the nearest
+            multiples; None for ``sides`` as they are.
         ranges: for every branch the blocks (first, last) between exchanges, as many ranges in each; None splits the
             blocks of each branch evenly into as many as the shallowest has.
         scaled: which branches have LayerScale (DeiT); the others are plain (AugReg).
         patch: side of a patch.
         mlp_ratio: of the blocks.
-        kinds: of the blocks of each branch, ``"vit"`` or ``"intern"`` (`branch.Block`); one for all, or one a branch.
+        kinds: of the blocks of each branch, ``"vit"``, ``"intern"`` or ``"beit"`` (`branch.Block`); one for all, or one
+            a branch.
         gelu: ``"exact"``, or ``"tanh"``: the approximation that the published pyramids with fused feed-forwards ran.
         tables: side in cells of the position tables, one for all or one a branch; 0 for that of the branch's pictures.
             The published detectors keep those of the vision transformers that they come from, and resize them.
@@ -175,6 +178,7 @@ class PIIP(Backbone):
         depths: Sequence[int] = (12, 12, 12),
         heads: Sequence[int] = (12, 6, 3),
         sides: Sequence[int] = (128, 192, 368),
+        img_size: int | None = None,
         ranges: Sequence[Sequence[Sequence[int]]] | None = None,
         scaled: Sequence[bool] | bool = True,
         patch: int = 16,
@@ -203,6 +207,7 @@ class PIIP(Backbone):
         drops, grids = _each("drop_path_rate", drop_path_rate, count), _each("tables", tables, count)
         windows = (window,) if isinstance(window, int) else tuple(window)
         _check_branches(widths, depths, heads, sides, patch)
+        sides = sides if img_size is None else _proportional(sides, img_size, patch)
         _check_rates(drops, grids)
         _check_output(merge, pyramid, patch, with_cls, read)
         strides = [patch // 4, patch // 2, patch, 2 * patch] if pyramid else [patch]
@@ -390,8 +395,8 @@ class PIIP(Backbone):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Position tables and class tokens."""
-        return {n for n, _ in self.named_parameters() if n.endswith(("pos_embed", "cls_token"))}
+        """Tables of positions and of biases, class tokens."""
+        return {n for n, _ in self.named_parameters() if n.endswith(("pos_embed", "bias_table", "cls_token"))}
 
 
 def _resized(x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -432,6 +437,17 @@ def _each(what: str, given: Sequence[Any] | str | float, count: int) -> list[Any
     if len(made) != count:
         raise UsageError(f"{what} has {len(made)} entries for {count} branches")
     return made
+
+
+def _proportional(sides: Sequence[int], most: int, patch: int) -> list[int]:
+    """Sides of which the largest is ``most``, the others in proportion.
+
+    Raises:
+        UsageError: a side that does not divide into patches.
+    """
+    if most < patch or most % patch:
+        raise UsageError(f"img_size is a multiple of the patch, {patch} px, not {most}")
+    return [max(patch, round(side * most / max(sides) / patch) * patch) for side in sides]
 
 
 def _check_output(merge: bool | str, pyramid: bool, patch: int, with_cls: bool, read: str) -> None:

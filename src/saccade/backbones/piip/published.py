@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saccade.backbones.piip.branch import plain_names, squared
+from saccade.backbones.piip.branch import joined_biases, plain_name, squared
 from saccade.backbones.piip.network import PIIP, even_ranges
 from saccade.checkpoint import Recipe, StateDict
-from saccade.errors import CheckpointError
+from saccade.errors import CheckpointError, UsageError
 from saccade.nn.backbone import made, named
 from saccade.registry import recognise, register
 
@@ -64,6 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     system="piip",
     task="classification",
     fixed_size=True,
+    side_option="img_size",
     variants={
         "piip_nano": {"size": 96, "about": "ours, for experiments: widths 64, 32, 16 at 24, 48, 96 px, patches of 4"},
         "piip_tsb_368": {
@@ -127,7 +129,7 @@ def _ours(state: StateDict) -> StateDict:
     """Our names."""
     first = state.get("merge_branch1.0.weight")
     steps = _DENSE_STEPS if first is not None and first.dim() == 4 else _STEPS
-    made = dict(_renamed(name, value, steps) for name, value in state.items())
+    made = joined_biases(dict(_renamed(name, value, steps) for name, value in state.items()))
     scalars = sorted(k for k in made if re.fullmatch(r"w\d", k))
     if scalars:
         made["weights"] = torch.stack([made.pop(k).reshape(()) for k in scalars])
@@ -147,7 +149,7 @@ def _renamed(name: str, value: Tensor, steps: Mapping[str, str]) -> tuple[str, T
             return f"norms.{i}.{rest[5:]}", value
         if rest.startswith("head."):
             return f"head.heads.{i}.{rest[5:]}", value
-        ((rest, value),) = plain_names({rest: value}).items()
+        rest = plain_name(rest)
         return f"branches.{i}.{rest}", squared(value) if rest == "pos_embed" else value
     if merging := _MERGING.match(name):
         leaf = name[merging.end() :]
@@ -188,7 +190,7 @@ def _describe(state: StateDict) -> dict[str, Any]:
 
     Heads leave no trace in the weights: 64 channels each in the branches but for the huge and the 6-billion one, 4
     points in the exchanges, as published. Nor do windows and the form of GELU, which goes with exchanges without norms
-    and projections.
+    and projections. The tables of biases of BEiT tell heads and windows, but nothing tells its sides.
     """
     try:
         options = {**_branches(state), **_exchanges(state)}
@@ -218,23 +220,38 @@ def _branches(state: StateDict) -> dict[str, Any]:
     patch, widths = embeds[0].shape[-1], tuple(e.shape[0] for e in embeds)
     depths = tuple(_count(state, f"branches.{i}.blocks.") for i in places)
     stages = _count(state, "interactions.")
+    biases = [state.get(f"branches.{i}.blocks.0.bias_table") for i in places]
     options = {
         "widths": widths,
         "depths": depths,
-        "heads": tuple(HEADS.get(w, max(1, w // 64)) for w in widths),
-        "sides": tuple(patch * round(state[f"branches.{i}.pos_embed"].shape[1] ** 0.5) for i in places),
+        "heads": tuple(
+            HEADS.get(w, max(1, w // 64)) if b is None else b.shape[1] for w, b in zip(widths, biases, strict=True)
+        ),
+        "sides": tuple(
+            patch * round(state[f"branches.{i}.pos_embed"].shape[1] ** 0.5) if b is None else 0
+            for i, b in enumerate(biases)
+        ),
         "scaled": tuple(f"branches.{i}.blocks.0.gamma_1" in state for i in places),
         "patch": patch,
         "in_chans": embeds[0].shape[1],
         "mlp_ratio": state["branches.0.blocks.0.fc1.weight"].shape[0] / widths[0],
         "with_cls": "branches.0.cls_token" in state,
-        "kinds": tuple("intern" if f"branches.{i}.blocks.0.q_norm.weight" in state else "vit" for i in places),
+        "kinds": tuple(_kind(state, i) for i in places),
     }
+    windows = {(math.isqrt(len(b)) + 1) // 2 for b in biases if b is not None}
+    if len(windows) == 1:
+        options["window"] = windows.pop()
     if (widths, depths, stages) == (H6B["widths"], H6B["depths"], len(H6B["ranges"][0])):
         options["ranges"] = H6B["ranges"]
     elif stages != min(depths):
         options["ranges"] = even_ranges(depths, stages)
     return options
+
+
+def _kind(state: StateDict, i: int) -> str:
+    """Of the blocks of a branch."""
+    first = f"branches.{i}.blocks.0"
+    return "beit" if f"{first}.bias_table" in state else "intern" if f"{first}.q_norm.weight" in state else "vit"
 
 
 def _exchanges(state: StateDict) -> dict[str, Any]:
@@ -267,53 +284,135 @@ LAYOUTS: dict[tuple[int, ...], dict[str, Any]] = {
     H6B["widths"]: {"sides": (512, 1024), "window": 0},
     (*H6B["widths"], 1024): {"sides": (512, 1024, 1536), "window": 0},
 }
+BEIT_LAYOUTS = {SBL["widths"]: {"sides": (672, 1120, 1568)}}
 DINO_LAYOUTS = {SBL["widths"]: {"sides": (672, 1120, 1792), "window": (24, 24, 0)}}
 SEGMENTER_LAYOUTS = {H6B["widths"]: {"sides": (512, 512), "window": 0}}
 
 
 @recognise("piip", keys=("branch1.patch_embed.proj.weight", "interactions.0.interaction_units_12.*"))
-def from_official(state: StateDict) -> Recipe | None:
-    """Checkpoints of the published classifiers."""
+def from_official(
+    state: StateDict, *, sides: Sequence[int] | None = None, window: Sequence[int] | int | None = None
+) -> Recipe | None:
+    """Checkpoints of the published classifiers; or the pyramid of a detector by itself (`from_dense`).
+
+    Raises:
+        UsageError: sides or windows of a classifier, whose position tables tell the sides.
+    """
+    _refuse_others(state)
     ours = _ours(state)
     options = _describe(ours)
     if options.get("merge") == "dense":
-        return _dense(ours, options, LAYOUTS)
+        return _dense(ours, options, LAYOUTS, sides, window)
+    if sides is not None or window is not None:
+        raise UsageError(
+            f"the position tables of this classifier tell its sides, {options['sides']}, and it has no windows: leave "
+            "sides and window out; model.use(sides=...) runs it at others"
+        )
     return named("piip", VARIANTS, options, ours)
 
 
-@recognise("piip", keys=("backbone.branch1.patch_embed.proj.weight", "backbone.interactions.0.interaction_units_12.*"))
-def from_dense(state: StateDict) -> Recipe | None:
+@recognise("piip", keys=("backbone.interactions.0.interaction_units_12.*",))
+def from_dense(
+    state: StateDict, *, sides: Sequence[int] | None = None, window: Sequence[int] | int | None = None
+) -> Recipe | None:
     """The pyramids of the published detectors (mmdetection) and segmenters (mmsegmentation).
 
     Necks and heads are left out; a norm for a head of your own starts fresh. Sides and windows leave no trace in the
-    weights: they are those of `LAYOUTS`; `PIIP.use` runs other sides.
+    weights.
+
+    Args:
+        sides: of the branches' pictures, the largest network's first, as `PIIP`; None for those of `LAYOUTS`.
+        window: of the blocks, as `PIIP`; None for those of `LAYOUTS`.
 
     Raises:
-        CheckpointError: branches that are no plain vision transformers (BEiT, ConvNeXt), of widths that were not
-            published, or no map at a quarter of the patch (DINO on two branches).
+        CheckpointError: branches that are no plain vision transformers (ConvNeXt, Uni-Perceiver), of widths that were
+            not published where sides or windows are not told, or no map at a quarter of the patch (DINO on two
+            branches).
+        UsageError: sides or windows that cannot be.
     """
     pyramid = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    _refuse_others(pyramid)
     ours = _ours(pyramid)
     layouts = LAYOUTS
     if any(k.startswith("decode_head.") for k in state):
         layouts = {**LAYOUTS, **SEGMENTER_LAYOUTS}
     elif any(k.startswith("bbox_head.") for k in state):
         layouts = {**LAYOUTS, **DINO_LAYOUTS}
-    return _dense(ours, _describe(ours), layouts)
+    return _dense(ours, _describe(ours), layouts, sides, window)
 
 
-def _dense(state: StateDict, told: dict[str, Any], layouts: Mapping[tuple[int, ...], dict[str, Any]]) -> Recipe:
-    """A pyramid with four maps, from its state in our names and what that told."""
-    strange = [k for k in state if "relative_position" in k or k.startswith("intermediate_merging_")]
-    if strange:
-        raise CheckpointError(f"detectors of plain vision transformers are read; {strange[0]} belongs to another")
-    if told.get("pyramid") and "fpn.up4.0.weight" not in state:
+#: what names of branches that are not read hold, and whose they are
+OTHERS = {
+    ".convnext_model.": "ConvNeXt",
+    ".visual_embed.": "Uni-Perceiver",
+    ".rel_pos_bias.": "BEiT with shared biases",
+}
+
+
+def _refuse_others(state: StateDict) -> None:
+    """Refuse pyramids of other branches, and those that merge several maps; ``state`` has published names.
+
+    Raises:
+        CheckpointError: names what they have.
+    """
+    for name in state:
+        for part, whose in OTHERS.items():
+            if part in name:
+                raise CheckpointError(
+                    f"{name.split('.')[0]} is {whose}: detectors are read whose branches are plain vision "
+                    "transformers (DeiT, AugReg, MAE, DINOv2), InternViT-6B or BEiT with biases of their own"
+                )
+        if name.startswith("intermediate_merging_"):
+            raise CheckpointError(
+                f"{name} belongs to a detector that merges maps behind several exchanges; those of one are read"
+            )
+
+
+def _dense(
+    state: StateDict,
+    found: dict[str, Any],
+    layouts: Mapping[tuple[int, ...], dict[str, Any]],
+    sides: Sequence[int] | None = None,
+    window: Sequence[int] | int | None = None,
+) -> Recipe:
+    """A pyramid with four maps, from its state in our names, what that told, and what the user did."""
+    if found.get("pyramid") and "fpn.up4.0.weight" not in state:
         raise CheckpointError("this detector makes three maps of its pyramid (DINO on two branches); four are read")
-    layout = layouts.get(told["widths"])
-    if layout is None:
-        raise CheckpointError(f"no detector was published with branches of {told['widths']}: its sides are not known")
-    tables = tuple(side // told.get("patch", 16) for side in told["sides"])
-    options = {**told, **layout, "tables": tables[0] if len(set(tables)) == 1 else tables}
-    width = told["widths"][0]
+    patch, width = found.get("patch", 16), found["widths"][0]
+    layout = dict((BEIT_LAYOUTS if "window" in found else layouts).get(found["widths"], {}))
+    layout |= {"window": found["window"]} if "window" in found else {}
+    layout |= _layout(len(found["widths"]), patch, sides, window)
+    if len(layout) < 2:
+        lost = " and ".join(name for name in ("sides", "window") if name not in layout)
+        example = (448, 896, 1120, 1568)[: len(found["widths"])]
+        raise CheckpointError(
+            f"no detector was published with branches of {found['widths']}, and no weight tells their {lost}: tell "
+            f"both, the largest network's side first and window=0 for none, as in saccade.load(file, sides={example}, "
+            "window=14)"
+        )
+    tables = tuple(side // patch for side in found["sides"])
+    options = {**found, **layout, "tables": tables[0] if len(set(tables)) == 1 else tables}
     state = {**state, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     return named("piip", VARIANTS, {k: v for k, v in options.items() if DEFAULTS.get(k, ...) != v}, state)
+
+
+def _layout(count: int, patch: int, sides: Sequence[int] | None, window: Sequence[int] | int | None) -> dict[str, Any]:
+    """What the user told of sides and windows.
+
+    Raises:
+        UsageError: another number of sides, none that divide into patches, windows of less than no cell.
+    """
+    made: dict[str, Any] = {}
+    if sides is not None:
+        try:
+            made["sides"] = tuple(int(side) for side in sides)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"sides are numbers, one for each branch, not {sides!r}") from error
+        if len(made["sides"]) != count or any(side < patch or side % patch for side in made["sides"]):
+            raise UsageError(f"{count} sides that are multiples of {patch} px are wanted, not {made['sides']}")
+    if window is not None:
+        cells = tuple(window) if isinstance(window, Sequence) else (window,)
+        if not cells or not all(isinstance(n, int) and n >= 0 for n in cells):
+            raise UsageError(f"window is a number of cells, 0 for none, or several by turns, not {window!r}")
+        made["window"] = cells[0] if len(cells) == 1 else cells
+    return made
