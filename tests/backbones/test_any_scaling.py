@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import saccade
+from saccade.backbones.elasticvit import PUBLISHED, PUBLISHED_ARCHITECTURES, SubNetwork
 from saccade.backbones.fast_scaling import Factors, scaling_factors
 from saccade.backbones.fast_scaling.any_network import GROWTHS, TOLERANCE, Base, Scaled, scale_to
+from saccade.backbones.ulsam.attention import SubspaceAttention
 from saccade.cost import cost, count_parameters
 from saccade.errors import UsageError
+from saccade.nn.dimensions import moved
 from saccade.registry import entry, list_models
 
 #: a small network of every family, and a strategy that it takes
@@ -20,13 +23,18 @@ FAMILIES = {
     "biformer_tiny": "fast",
     "dsm_nano": "fast",
     "efficientvit_m0": "fast",
+    "elasticvit_t1": "fast",
     "fit_classifier_s": "fast",
+    "foveated_reference_resnet18": "fast",
     "hyperzzw_cifar": "width",
     "piip_nano": "fast",
     "resnetrs50": "fast",
     "shiftaddvit_b0": "rs_long",
     "shvit_s1": "fast",
+    "tvconv_mobilenetv2_x0_1": "fast",
     "tvconv_shufflenetv2_x0_5": "fast",
+    "ulsam_mobilenetv1_136m": "fast",
+    "ulsam_mobilenetv2_224m": "fast",
     "unireplknet_a": "fast",
     "van_b0": "fast",
     "wavemix_cifar_144_7": "fast",
@@ -37,6 +45,7 @@ LARGE = (
     "hyperzzw_cifar",
     "piip_nano",
     "shiftaddvit_b0",
+    "tvconv_mobilenetv2_x0_1",
     "tvconv_shufflenetv2_x0_5",
 )
 
@@ -122,6 +131,44 @@ def test_networks_of_one_size_are_built_for_the_new_one() -> None:
     assert dict(net.options) == {"img_size": 256}
 
 
+def test_a_network_of_a_supernet_stays_one_of_it() -> None:
+    """Each number is one of the space's choices, the nearest; widths never fall, and pictures follow."""
+    base = Base.of("elasticvit_t1")
+    for factors in (Factors(0.3, 0.3, 0.3, 0.5), Factors(1.7, 1.2, 1.2, 1.3), Factors(9, 9, 9, 9)):
+        net = base.scaled(factors)
+        with torch.device("meta"):
+            model = built(net)
+        assert isinstance(model, SubNetwork)
+        PUBLISHED.check(model.architecture)
+        assert model.architecture.resolution == net.size
+        assert [s.depth for s in model.architecture.stages] == [
+            min(column.values, key=lambda value: abs(value - factors.depth * s.depth))
+            for column, s in zip(PUBLISHED.columns[4::4], PUBLISHED_ARCHITECTURES["t1"].stages, strict=True)
+        ]
+    widest = [column.values[-1] for column in PUBLISHED.columns if column.kind == "width"]
+    assert [model.architecture.stem.width, *(s.width for s in model.architecture.stages)] == widest
+
+
+def test_attention_keeps_its_place_among_more_or_fewer_blocks() -> None:
+    """The last block of a row stays the last, what is replaced is never the first, no two fall on one."""
+    assert moved((12, 13, 15, 16), (1, 2, 3, 4, 3, 3, 1), (1, 3, 4, 6, 5, 4, 1), 1) == (17, 19, 22, 23)
+    assert moved((5,), (1, 2, 4), (1, 2, 2), 1) == (4,)
+    base = Base.of("ulsam_mobilenetv2_224m")
+    for depth in (0.2, 0.7, 1.6, 3.0):
+        with torch.device("meta"):
+            model = built(base.scaled(Factors(depth, 1, 1, 1)))
+            x = torch.empty(1, 3, 64, 64)
+            assert model(x).shape == (1, 1000)
+        assert sum(isinstance(m, SubspaceAttention) for m in model.modules()) == 4
+    for name in ("ulsam_mobilenetv1_296m", "tvconv_mobilenetv2_x0_5"):
+        told = Base.of(name)
+        assert told.dimensions is not None
+        same = told.dimensions.options(told.dimensions.numbers)
+        with torch.device("meta"):
+            one, other = (saccade.create(name, weights=None, **options) for options in ({}, same))
+        assert [p.shape for p in one.parameters()] == [p.shape for p in other.parameters()]
+
+
 def test_the_slow_rules_of_resnet_rs() -> None:
     """Depth for long training, width for short; pictures at the family's pace, never beyond 320 px."""
     assert scaling_factors("rs_long", 63.9 / 2.28, 160).resolution == pytest.approx(2, abs=0.01)
@@ -155,15 +202,23 @@ def test_other_quantities() -> None:
     assert math.isnan(scale_to(base, by=1).exponent)
 
 
-@pytest.mark.parametrize("name", ["ulsam_mobilenetv2_300m", "tvconv_mobilenetv2_x1_0", "sesr_m5", "wavemix_x2"])
-def test_networks_without_widths_and_depths_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"not described by widths and depths.*shvit.*van"):
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sesr_m5", r"it is for super-resolution, and classifiers are scaled"),
+        ("wavemix_x2", r"it is for super-resolution, and classifiers are scaled"),
+        ("elasticvit", r"a supernet holds networks of all its costs at once: `saccade search` finds the one"),
+        ("anynet", r"it has no widths and depths of its own to begin with"),
+    ],
+)
+def test_what_cannot_be_scaled_is_told_why(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} is not a network that can be scaled: {why}.*shvit.*van"):
         Base.of(name)
 
 
 @pytest.mark.parametrize(
     ("name", "kin"),
-    [("fit", "fit_classifier"), ("fit_decoder", "fit_classifier"), ("tvconv_mobilenetv2_x1_0", "tvconv_shufflenetv2")],
+    [("fit", "fit_classifier"), ("fit_decoder", "fit_classifier"), ("elasticvit", "elasticvit_subnet")],
 )
 def test_what_can_be_scaled_of_the_same_system_is_named(name: str, kin: str) -> None:
     with pytest.raises(UsageError, match=rf"Of its system {kin} can\. These"):

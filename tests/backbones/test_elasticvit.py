@@ -38,7 +38,7 @@ from saccade.backbones.elasticvit import (
     to_code,
     true_macs,
 )
-from saccade.backbones.elasticvit.layers import JointNorm, QueryKeyValue, relative_index, sub_grid
+from saccade.backbones.elasticvit.layers import JointNorm, QueryKeyValue, attend, relative_index, sub_grid
 from saccade.backbones.elasticvit.published import from_official
 from saccade.cost import cost, count_parameters
 from saccade.errors import CheckpointError, InputError, UsageError
@@ -474,6 +474,39 @@ def test_pictures_are_resized_to_the_resolution() -> None:
         assert torch.equal(model(x), model(resized))
         maps = model.forward_intermediates(x, intermediates_only=True)
     assert [m.shape[2:] for m in maps] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize("dims", [(16, 32), (16, 64), (8, 8), (16, 8)])
+def test_attention_with_wider_values_is_the_plain_one(dims: tuple[int, int]) -> None:
+    """Queries and keys filled up with zeros or not: softmax of scaled products and biases, gradients too."""
+    chance = torch.Generator().manual_seed(0)
+    qk = torch.randn(2, 12, 3, 2, dims[0], generator=chance, requires_grad=True)
+    v = torch.randn(2, 3, 12, dims[1], generator=chance, requires_grad=True)
+    bias = torch.randn(1, 3, 12, 12, generator=chance)
+    q, k = qk.transpose(1, 2).unbind(3)
+    expected = (q @ k.mT * dims[0] ** -0.5 + bias).softmax(-1) @ v
+    learnt = bias.clone().requires_grad_()
+    for table in (bias, learnt):
+        found = attend(qk, v, table)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        told = torch.autograd.grad(found.sin().sum(), (qk, v))
+        wanted = torch.autograd.grad(expected.sin().sum(), (qk, v), retain_graph=True)
+        torch.testing.assert_close(told, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_is_built_for_any_side() -> None:
+    """Nothing is resized then; of the weights only the tables of biases know the side."""
+    with torch.device("meta"):
+        plain, wide = (create("elasticvit_t1", weights=None, img_size=side) for side in (None, 320))
+        maps = wide.eval().forward_intermediates(torch.empty(1, 3, 320, 320), intermediates_only=True)
+    assert isinstance(wide, SubNetwork)
+    assert wide.architecture.resolution == 320
+    assert [m.shape[-1] for m in maps] == [80, 40, 20, 20, 10, 5]
+    shapes = [{name: v.shape for name, v in model.state_dict().items()} for model in (plain, wide)]
+    assert shapes[0].keys() == shapes[1].keys()
+    differing = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    assert differing
+    assert all(name.endswith("bias_table") for name in differing)
 
 
 def test_pictures_that_are_not_square_need_a_network_without_resizing() -> None:

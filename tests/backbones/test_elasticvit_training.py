@@ -63,6 +63,22 @@ def test_a_run_ends_in_a_supernet_to_search_in(options: Options) -> None:
     assert course[-1]["loss"] > 3 * 0.3  # of three networks and the least
 
 
+def test_gradients_are_clipped_by_their_weights_as_published(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind each step no unit's gradient is above a tenth of its weights' norm, and some are at it."""
+    shares = list[float]()
+
+    def look(self: torch.optim.AdamW, *given: Any, **named: Any) -> Any:
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None and p.ndim > 1):
+            norms = [t.detach().flatten(1).norm(dim=1) for t in (p.grad, p)]
+            shares.append(float((norms[0] / norms[1].clamp(min=1e-3)).max()))
+        return step(self, *given, **named)
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    train(options, say=lambda _: None)
+    assert max(shares) == pytest.approx(0.1, rel=1e-4)
+
+
 @pytest.mark.parametrize("sampling", ["neighbours", "uniform"])
 def test_a_run_that_was_cut_off_ends_as_if_it_never_was(options: Options, tmp_path: Path, sampling: str) -> None:
     class Cut(Options):
@@ -200,6 +216,7 @@ def test_samplers_have_the_published_banks_or_levels_of_the_space() -> None:
         ({"devices": "2"}, "trained on one device"),
         ({"precision": "16-mixed"}, "32-true or bf16-mixed"),
         ({"compile": True}, "uncompiled"),
+        ({"clip_mode": "value"}, "--clip-mode is norm or agc, not 'value'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: Options, wrong: dict[str, object], said: str) -> None:

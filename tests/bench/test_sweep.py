@@ -22,7 +22,7 @@ def test_one_variant_of_each_system_is_swept_by_default() -> None:
     assert "shvit_s1" in names
     assert "shvit" not in names
     assert "efficientvit_m0" in names  # built for each size
-    assert "elasticvit_t1" not in names  # resizes every picture to its own
+    assert {"elasticvit_t1", "piip_tsb_368", "foveated_texture_resnet18"} <= set(names)  # so are these
 
 
 def test_a_network_is_measured_and_drawn(tmp_path: Path) -> None:
@@ -36,9 +36,19 @@ def test_a_network_is_measured_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
-def test_networks_for_one_size_are_built_for_each() -> None:
-    (course,) = sweep.run(["efficientvit_m0"], (128, 192), threads=1).courses
-    assert course.sides == (128, 192)
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("efficientvit_m0", (128, 192)),
+        ("elasticvit_t1", (64, 96)),
+        ("foveated_texture_resnet18", (64, 96)),
+        ("piip_nano", (32, 48)),
+    ],
+)
+def test_networks_for_one_size_are_built_for_each(name: str, sides: tuple[int, int]) -> None:
+    (course,) = sweep.run([name], sides, threads=1).courses
+    assert course.sides == sides
+    assert all(seconds > 0 for seconds in course.seconds)
 
 
 def test_what_fails_is_told_in_the_note() -> None:

@@ -64,10 +64,15 @@ def test_latency_is_measured_here() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("ulsam_mobilenetv2_300m", "--macs", "1G"), "not a network that can be scaled"),
+        (("elasticvit", "--macs", "1G"), "not a network that can be scaled: a supernet"),
         (("van_b0", "--macs", "1G", "--params", "3M"), "got --macs and --params"),
         (("van_b0", "--macs", "1G", "--strategy", "zap"), "no scaling strategy 'zap'"),
         (("van_b0", "--macs", "1k", "--strategy", "depth"), "at the nearest"),
+        (("van_b0", "--macs", "1e30"), "--macs lies between 1 and 1e+13, not at 1e+30"),
+        (("van_b0", "--by", "1e30"), "--by lies between 0.0001 and 10000"),
+        (("van_b0", "--by", "nan"), "--by lies between"),
+        (("van_b0", "--macs", "1G", "--size", "1000000000"), "--size lies between 1 and 16384"),
+        (("regnety_400mf", "--latency", "1e30"), "--latency lies between 0.001 and 60000"),
     ],
 )
 def test_misuse_is_refused_in_one_line(arguments: tuple[str, ...], says: str) -> None:

@@ -1,8 +1,9 @@
 """Time and memory of backbones from 224 to 1,792 pixels a side: the picture that a user chooses by.
 
 Each network at each size runs in a process of its own, fused, channels last, one picture, in PyTorch (which takes any
-size without compiling anew). Networks that are built for one size are built for each. A network stops where one picture
-takes longer than `PATIENCE` or the memory runs out.
+size without compiling anew). Networks that are built for one size are built for each: branches of PIIP see pictures in
+proportion, ElasticViT's architecture gets the side for its resolution. A network stops where one picture takes longer
+than `PATIENCE` or the memory runs out.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = ["SIDES", "Course", "Sweep", "exponent", "plot", "run"]
 SIDES = (224, 320, 448, 640, 896, 1280, 1792)
 PATIENCE = 60.0  # seconds of one picture from which on larger ones are left out
 CALLS = 3
+INSTEAD = {"piip": "piip_tsb_368"}  # of the smallest: piip_nano is for pictures of 96 px, in patches of 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def exponent(sides: Sequence[int], values: Sequence[float]) -> float | None:
 
 def default_models() -> list[str]:
     """One variant a system, the smallest; of those that are built for one size, none that cannot be told which."""
-    found: dict[str, str] = {}
+    found = dict(INSTEAD)
     for slug in {registry.entry(n).system for n in registry.list_models(task="classification")} - {""}:
         for name in registry.variants(slug):
             entry = registry.entry(name)

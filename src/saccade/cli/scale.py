@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from saccade.cli.options import ResultAsJson
 from saccade.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 Target = Literal["macs", "acts", "params", "seconds", "by"]
 
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?\s*([kKmMgGtT]?)")
+#: least and most that is asked for: beyond lies nothing that a machine runs, and what does not end
+_RANGES = {
+    "--macs": (1.0, 1e13),
+    "--activations": (1.0, 1e12),
+    "--params": (1.0, 1e12),
+    "--latency": (1e-3, 60e3),
+    "--by": (1e-4, 1e4),
+    "--size": (1, 16384),
+}
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -38,12 +48,14 @@ def scale(
     ] = "fast",
     size: Annotated[int | None, typer.Option(help="Side of the base's pictures in pixels, before scaling.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads for --latency.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Scale a backbone to a target cost so that it stays fast."""
     from saccade.backbones.fast_scaling import BASES
 
     quantity, value = target_of(macs, activations, params, latency, by)
+    if size is not None:
+        within(size, "--size")
     if model in BASES:
         base = base_of(model, size)
         found = solve_for(base, strategy, quantity, value, threads)
@@ -72,14 +84,26 @@ def target_of(
     if len(given) != 1:
         raise UsageError(f"give one of {', '.join(targets)}; got {' and '.join(given) or 'none'}")
     if by is not None:
-        return "by", by
+        return "by", within(by, "--by")
     if latency is not None:
-        return "seconds", latency / 1e3
+        return "seconds", within(latency, "--latency") / 1e3
     if macs is not None:
-        return "macs", amount(macs, "--macs")
+        return "macs", within(amount(macs, "--macs"), "--macs")
     if activations is not None:
-        return "acts", amount(activations, "--activations")
-    return "params", amount(str(params), "--params")
+        return "acts", within(amount(activations, "--activations"), "--activations")
+    return "params", within(amount(str(params), "--params"), "--params")
+
+
+def within(value: float, option: str) -> float:
+    """The value of an option that has bounds.
+
+    Raises:
+        UsageError: it lies outside, or is no number.
+    """
+    least, most = _RANGES[option]
+    if not least <= value <= most:
+        raise UsageError(f"{option} lies between {least:g} and {most:g}, not at {value:g}")
+    return value
 
 
 def base_of(model: str, size: int | None) -> Architecture:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saccade.cli.options import AsJson, Overwrite
+from saccade.cli.options import AsJson, Device, Overwrite
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def search(
         Path | None, typer.Option("-o", "--out", help="Write what was found: .safetensors, .onnx or .json.")
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of the network that is to be fast.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
     backend: Annotated[str, typer.Option(help="What runs it: auto, openvino or torch.")] = "auto",
     classes: Annotated[int | None, typer.Option(help="Outputs.  [default: the weights', else 1000]")] = None,
     networks: Annotated[int, typer.Option(help="Networks to measure for the latency predictor, once.")] = 32,

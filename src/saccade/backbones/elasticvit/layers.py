@@ -159,7 +159,11 @@ class ElasticConvNorm(nn.Module):
     def fuse(self) -> nn.Module:
         """One convolution of the active weights, with bias, and the activation."""
         conv = fused_conv(self.conv.extracted(), self.bn.extracted())
-        return conv if isinstance(self.act, nn.Identity) else nn.Sequential(conv, self.act).train(self.training)
+        if isinstance(self.act, nn.Identity):
+            return conv
+        # In place: at small widths a second map costs as much as the convolution.
+        act = nn.Hardswish(inplace=True) if isinstance(self.act, nn.Hardswish) else self.act
+        return nn.Sequential(conv, act).train(self.training)
 
 
 class ElasticLinear(nn.Linear):
@@ -318,6 +322,27 @@ class MobileBlock(nn.Module):
         return x + y
 
 
+def attend(qk: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of heads whose values are wider than their queries.
+
+    PyTorch's fused kernel for processors takes one width alone; without it all products of queries and keys stand in
+    memory. So queries and keys are filled up with zeros there. Graphs have their own kernels and stay without.
+
+    Args:
+        qk: queries and keys, (B, N, heads, 2, d).
+        v: (B, heads, N, e).
+        bias: added to the products, (1, heads, N, N).
+
+    Returns:
+        (B, heads, N, e).
+    """
+    dim, wider = qk.shape[4], v.shape[3] - qk.shape[4]
+    if wider > 0 and qk.device.type == "cpu" and not (bias.requires_grad or torch.compiler.is_compiling()):
+        qk = F.pad(qk, (0, wider))
+    q, k = qk.transpose(1, 2).unbind(3)
+    return F.scaled_dot_product_attention(q, k, v, bias, scale=dim**-0.5)
+
+
 def relative_index(reach: int) -> Tensor:
     """Which row of the bias table each pair of cells of a reach x reach map takes: (reach^2, reach^2)."""
     cells = torch.arange(reach)
@@ -355,10 +380,10 @@ class _Attending(nn.Module):
         # Every head takes consecutive channels of queries | keys | values as they come out of the product, so heads cut
         # across the three parts: this is how the published weights were trained.
         parts = self.qkv(self.norm(x)).unflatten(2, (heads, -1))
-        q, k, v = parts.split((dim, dim, parts.shape[3] - 2 * dim), 3)
+        qk, v = parts.split((2 * dim, parts.shape[3] - 2 * dim), 3)
         v = self.value_conv(v.flatten(2).mT.unflatten(2, size))  # (B, heads * dv, h, w)
         v = v.flatten(2).mT.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, N, dv)
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v, self.bias(*size))
+        mixed = attend(qk.unflatten(3, (2, dim)), v, self.bias(*size))
         out: Tensor = x + self.proj(F.hardswish(mixed.transpose(1, 2).flatten(2)))
         return out
 

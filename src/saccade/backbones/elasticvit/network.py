@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from saccade.backbones.elasticvit.architecture import Architecture, AttentionStage, ConvStage
 from saccade.backbones.elasticvit.catalogue import as_architecture, as_space
+from saccade.backbones.elasticvit.code import to_code
 from saccade.backbones.elasticvit.counting import cost_macs, ladder, map_sides
 from saccade.backbones.elasticvit.layers import (
     Attention,
@@ -28,6 +30,7 @@ from saccade.backbones.elasticvit.space import Space, StageSpace, largest
 from saccade.budget import check_budget
 from saccade.errors import InputError, UsageError
 from saccade.nn.backbone import Backbone
+from saccade.nn.dimensions import Dimensions, Numbers
 from saccade.nn.fuse import fuse
 
 __all__ = ["ElasticViT", "SubNetwork"]
@@ -185,6 +188,8 @@ class SubNetwork(_Network):
         space: of the supernet that it comes from: its name, dictionary or `Space`.
         resize: resize pictures inside to the architecture's resolution (bicubic), as published. Otherwise maps have
             their strides on the picture as it is, whose sides may be up to the resolution, and need not be equal.
+        img_size: another resolution than the architecture's, in the space or not; beyond it the tables of biases are
+            larger than the supernet's, and attention's memory grows with its fourth power. None for the architecture's.
         options: as `Backbone`.
 
     Shape: (B, 3, S, S) -> (B, num_classes); sides of at least 32 pixels.
@@ -198,10 +203,35 @@ class SubNetwork(_Network):
         architecture: Given = "t1",
         space: Space | str | Mapping[str, Any] = "elasticvit",
         resize: bool = True,
+        img_size: int | None = None,
         **options: Any,
     ) -> None:
         space = as_space(space)
-        super().__init__(as_architecture(architecture, space), space, exact=True, resize=resize, **options)
+        found = as_architecture(architecture, space)
+        if img_size is not None:
+            found = replace(found, resolution=img_size)
+            space = replace(space, resolutions=tuple(sorted({*space.resolutions, img_size})))
+        super().__init__(found, space, exact=True, resize=resize, **options)
+
+    def dimensions(self) -> Dimensions:
+        """Widths and depths of stem and stages, and the resolution, each out of the space's choices.
+
+        So what is scaled stays a network of the supernet, and may inherit its weights.
+        """
+        found, columns = self.architecture, self.space.columns
+        kinds = {"widths": "width", "depths": "depth", "sides": "resolution"}
+        places = {name: [i for i, c in enumerate(columns) if c.kind == kind] for name, kind in kinds.items()}
+
+        def options(numbers: Numbers) -> dict[str, Any]:
+            row = list(found.row)
+            for name, own in places.items():
+                for place, number in zip(own, numbers[name], strict=True):
+                    row[place] = number
+            code = to_code(self.space.architecture(row), self.space.head_dim)
+            return {"architecture": tuple(tuple(e) if isinstance(e, list) else e for e in code)}
+
+        numbers = {name: tuple(found.row[i] for i in own) for name, own in places.items()}
+        return Dimensions(numbers, options, {name: [columns[i].values for i in own] for name, own in places.items()})
 
 
 class ElasticViT(_Network):

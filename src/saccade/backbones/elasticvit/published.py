@@ -32,14 +32,46 @@ def elasticvit(**options: Any) -> nn.Module:
     task="classification",
     fixed_size=True,
     variants={
-        "elasticvit_t1": {"size": 128, "about": "ElasticViT-T1: 8.9 M parameters, 65 M MACs at 128 px"},
-        "elasticvit_t2": {"size": 160, "about": "ElasticViT-T2: 9.3 M parameters, 120 M MACs at 160 px"},
-        "elasticvit_s1": {"size": 192, "about": "ElasticViT-S1: 10.8 M parameters, 222 M MACs at 192 px"},
-        "elasticvit_s2": {"size": 224, "about": "ElasticViT-S2: 10.2 M parameters, 320 M MACs at 224 px"},
-        "elasticvit_m": {"size": 224, "about": "ElasticViT-M: 12.0 M parameters, 417 M MACs at 224 px"},
-        "elasticvit_l1": {"size": 256, "about": "ElasticViT-L1: 12.8 M parameters, 523 M MACs at 256 px"},
-        "elasticvit_l2": {"size": 256, "about": "ElasticViT-L2: 14.9 M parameters, 713 M MACs at 256 px"},
-        "elasticvit_l3": {"size": 256, "about": "ElasticViT-L3: 15.3 M parameters, 825 M MACs at 256 px"},
+        "elasticvit_t1": {
+            "size": 128,
+            "side_option": "img_size",
+            "about": "ElasticViT-T1: 8.9 M parameters, 65 M MACs at 128 px",
+        },
+        "elasticvit_t2": {
+            "size": 160,
+            "side_option": "img_size",
+            "about": "ElasticViT-T2: 9.3 M parameters, 120 M MACs at 160 px",
+        },
+        "elasticvit_s1": {
+            "size": 192,
+            "side_option": "img_size",
+            "about": "ElasticViT-S1: 10.8 M parameters, 222 M MACs at 192 px",
+        },
+        "elasticvit_s2": {
+            "size": 224,
+            "side_option": "img_size",
+            "about": "ElasticViT-S2: 10.2 M parameters, 320 M MACs at 224 px",
+        },
+        "elasticvit_m": {
+            "size": 224,
+            "side_option": "img_size",
+            "about": "ElasticViT-M: 12.0 M parameters, 417 M MACs at 224 px",
+        },
+        "elasticvit_l1": {
+            "size": 256,
+            "side_option": "img_size",
+            "about": "ElasticViT-L1: 12.8 M parameters, 523 M MACs at 256 px",
+        },
+        "elasticvit_l2": {
+            "size": 256,
+            "side_option": "img_size",
+            "about": "ElasticViT-L2: 14.9 M parameters, 713 M MACs at 256 px",
+        },
+        "elasticvit_l3": {
+            "size": 256,
+            "side_option": "img_size",
+            "about": "ElasticViT-L3: 15.3 M parameters, 825 M MACs at 256 px",
+        },
     },
 )
 def elasticvit_subnet(variant: str = "", /, **options: Any) -> nn.Module:

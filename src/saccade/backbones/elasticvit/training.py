@@ -2,12 +2,12 @@
 
 The course of a run, its checkpoint and its pictures are those of `saccade.training.classification`; a step is that of
 `saccade.training.supernet`, with networks that a sampler draws. Published: 600 epochs, batches of 4,096 pictures or so,
-AdamW at 5e-4 for 512 pictures, decay 0.05 but for the first convolution and the inverted bottlenecks, average 0.99985.
+AdamW at 5e-4 for 512 pictures, decay 0.05 but for the first convolution and the inverted bottlenecks, adaptive gradient
+clipping at 0.1, average 0.99985.
 
-Beside the published recipe: gradients are clipped by their norm (there adaptively, by that of the weights), the score
-that a bank remembers is the negative loss of the step (there of one more pass on pictures that are not mixed), all that
-is remembered is scored anew each ``refresh`` steps alone (there four times an epoch), and without ``teachers`` networks
-learn from the labels.
+Beside the published recipe: the score that a bank remembers is the negative loss of the step (there of one more pass on
+pictures that are not mixed), all that is remembered is scored anew each ``refresh`` steps alone (there four times an
+epoch), and without ``teachers`` networks learn from the labels.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Options(classification.Options):
     temperature: float = 0.2
     refresh: int = 0
     rate: float = 5e-4
-    clip: float = 1.0
+    clip: float = 0.1
+    clip_mode: str = "agc"
     smoothing: float = 0.1
     devices: str = "1"
 
@@ -135,6 +136,10 @@ class Options(classification.Options):
         decayed, others = super().groups(model)
         kept = [p for p in decayed["params"] if id(p) not in free]
         return [{"params": kept}, {**others, "params": [*others["params"], *_without(decayed["params"], kept)]}]
+
+    def clipped(self, model: Any) -> list[nn.Parameter]:
+        """All that learns, the last layer too, as the published code does."""
+        return trainer.Options.clipped(self, model)
 
     def loss_function(self, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """The sum of a step's losses, all but the last of which have been sent backward already."""

@@ -3,8 +3,9 @@
     name, strategy, scale s -- factors of depth, width, resolution -- options -- built on the meta device -- cost
 
 What a network's options are called, what follows the width or the depth with them and what widths must divide by is
-told by a line of `GROWTHS`; all else is the same for every network. Building on the meta device computes nothing, so a
-network of gigabytes is measured in a moment. Networks that look at values (routed ones) get a picture of zeros.
+told by a line of `GROWTHS`; all else is the same for every network. Those whose options are tables, or choices out of a
+space, translate these themselves (`saccade.nn.dimensions`). Building on the meta device computes nothing, so a network
+of gigabytes is measured in a moment. Networks that look at values (routed ones) get a picture of zeros.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from saccade.cost import Cost
+    from saccade.nn.dimensions import Dimensions
 
 __all__ = ["GROWTHS", "Base", "Growth", "Result", "Scaled", "scale_to"]
 
@@ -36,6 +38,7 @@ TOLERANCE = 0.05  # a target is met within this part of it, or refused
 _NEAR = 0.02  # near enough to stop
 _EVALUATIONS = 24
 _BOUNDS = (2.0**-10, 2.0**12)  # scales that are tried
+_FAR = (2.0**-40, 2.0**40)  # where numbers end at their last choice, while others still grow
 _LOOKED = (RuntimeError, UsageError)  # what a network without values raises when it needs them
 _QUANTITIES = {"macs": "macs", "acts": "activations", "params": "parameters"}
 
@@ -55,6 +58,7 @@ class Growth:
         blocks: attribute of the network that tells the blocks, where the option may be a name for them.
         sides: options with the side or the sides of the pictures, for networks that are built for one size.
         grid: sides of pictures are multiples of it, pixels; or the network's attribute that tells it.
+        dimensions: the network tells widths, depths and sides itself, and what options they make.
     """
 
     widths: str = "widths"
@@ -68,6 +72,7 @@ class Growth:
     blocks: str = ""
     sides: str = ""
     grid: int | str = 4
+    dimensions: bool = False
 
 
 #: by the name of the general network
@@ -75,16 +80,28 @@ GROWTHS: dict[str, Growth] = {
     "biformer": Growth(divides=("head_dim",)),
     "dsm": Growth(divides=("groups",), sides="img_size"),
     "efficientvit": Growth(divides=("heads",), sides="img_size", grid=16),
+    "elasticvit_subnet": Growth(sides="sides", grid=1, dimensions=True),
     "fit_classifier": Growth(divides=("heads",), sides="img_size", grid="subimage"),
+    "foveated": Growth(sides="img_size", grid=8),
     "hyperzzw": Growth(depths="", multiple=12, chained=True, sides="img_size"),
     "piip": Growth(divides=("heads", "deform_heads"), values=("ratio",), sides="sides", grid=16),
     "resnetrs": Growth(widths="channels", depths="depth", along=(("stem_width", 8),), blocks="layers", grid=32),
     "shiftaddvit": Growth(divides=("heads",)),
     "shvit": Growth(along=(("partial", 1),)),
+    "tvconv_mobilenetv2": Growth(multiple=2, sides="img_size", grid=16, dimensions=True),
     "tvconv_shufflenetv2": Growth(multiple=4, sides="img_size", grid=16),
+    "ulsam_mobilenetv1": Growth(divides=("groups",), grid=32, dimensions=True),
+    "ulsam_mobilenetv2": Growth(divides=("groups",), grid=32, dimensions=True),
     "unireplknet": Growth(patterns=("kernels",)),
     "van": Growth(),
     "wavemix": Growth(widths="width", depths="depth", along=(("ff_width", 8),), grid="multiple"),
+}
+
+
+#: why others are not scaled, by the name of the general network
+UNSCALED = {
+    "elasticvit": "a supernet holds networks of all its costs at once: `saccade search` finds the one for yours",
+    "anynet": "it has no widths and depths of its own to begin with",
 }
 
 
@@ -144,6 +161,7 @@ class Base:
         options: all that its constructor takes, as this name has them.
         size: side of its pictures, pixels.
         grid: sides are multiples of it.
+        dimensions: as the network tells them, where it does; their numbers are among the options too.
     """
 
     name: str
@@ -151,6 +169,7 @@ class Base:
     options: Mapping[str, Any]
     size: int
     grid: int
+    dimensions: Dimensions | None = None
 
     @classmethod
     def of(cls, name: str, size: int | None = None) -> Base:
@@ -165,16 +184,18 @@ class Base:
         found = registry.entry(name)
         growth = GROWTHS.get(found.function)
         if growth is None or found.task != "classification":
-            kin = [g for g in sorted(GROWTHS) if found.system and registry.entry(g).system == found.system]
-            raise UsageError(
-                f"{name} is not a network that can be scaled: it is not described by widths and depths. "
-                + f"Of its system {', '.join(kin)} can. " * bool(kin)
-                + f"These can, and their variants: {', '.join(sorted({*GROWTHS, *BASES}))}"
-            )
+            raise _refusal(found)
         if size is not None and size < 1:
             raise UsageError(f"the side of the pictures is at least 1 pixel, not {size}")
-        options, grid = _on_meta(name, {}, lambda model, _: _told(model, growth))
-        return cls(name, growth, options, size or int(found.facts.get("size", 224)), grid)
+        options, grid, dimensions = _on_meta(name, {}, lambda model, _: _told(model, growth))
+        sides = dimensions.numbers.get("sides", ()) if dimensions else ()
+        own = max(sides, default=int(found.facts.get("size", 224)))
+        return cls(name, growth, options, size or own, grid, dimensions)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Scales that are tried."""
+        return _FAR if self.dimensions and self.dimensions.choices else _BOUNDS
 
     def numbers(self, option: str) -> tuple[int, ...]:
         """An option's numbers, one a stage; nothing for ``""``."""
@@ -194,7 +215,7 @@ class Base:
         if factors.depth != 1 and not own.depths:
             raise UsageError(f"{self.name} has no depth to scale; choose the strategy width or resolution")
         depths = [
-            _rounded(depth * factors.depth, 1, (own.depths, i) in nudged)
+            self._nearest(own.depths, i, depth * factors.depth, 1, nudged)
             for i, depth in enumerate(self.numbers(own.depths))
         ]
         changed: dict[str, Sequence[Any] | None] = {
@@ -205,9 +226,36 @@ class Base:
         }
         size = self._size(self.size, factors.resolution)
         if own.sides:
-            changed[own.sides] = self._sides(factors.resolution)
+            changed[own.sides] = sides = self._sides(factors.resolution)
+            size = max(sides) if self._choices(own.sides) else size
+        if self.dimensions:
+            changed = self._translated(changed)
         options = ((key, self._like(key, value)) for key, value in changed.items() if key and value is not None)
         return Scaled(self.name, tuple((key, value) for key, value in options if value != self.options[key]), size)
+
+    def _translated(self, changed: Mapping[str, Sequence[Any] | None]) -> dict[str, Any]:
+        """Numbers that the network tells itself, as the options that they make; others as they are."""
+        assert self.dimensions is not None
+        told = self.dimensions.numbers
+        numbers = {key: changed.get(key) or told[key] for key in told}
+        rest = {key: value for key, value in changed.items() if key not in told}
+        if all(tuple(numbers[key]) == tuple(told[key]) for key in told):
+            return rest
+        return {**rest, **self.dimensions.options({key: tuple(value) for key, value in numbers.items()})}
+
+    def _choices(self, option: str) -> Sequence[Sequence[int]]:
+        """What each of an option's numbers may be, where they are not free."""
+        return self.dimensions.choices.get(option, ()) if self.dimensions else ()
+
+    def _nearest(self, option: str, place: int, exact: float, unit: int, nudged: Nudges, least: int = 0) -> int:
+        """The nearest multiple of a unit, or the nearest choice from ``least`` on; where nudged, the next one."""
+        other, choices = (option, place) in nudged, self._choices(option)
+        if not choices:
+            return _rounded(exact, unit, other)
+        allowed = [choice for choice in choices[place] if choice >= least]
+        near = min(allowed, key=lambda choice: abs(choice - exact))
+        beyond = [choice for choice in allowed if (choice < near if near >= exact else choice > near)]
+        return (beyond[-1] if near >= exact else beyond[0]) if other and beyond else near
 
     def _given(self, option: str) -> Sequence[Any] | None:
         """An option's values, or None where it is left to the network."""
@@ -216,6 +264,8 @@ class Base:
 
     def _like(self, option: str, value: Sequence[Any]) -> Any:
         """One number where the option is one, else a tuple."""
+        if not isinstance(value, list):
+            return value
         return tuple(value) if isinstance(self.options[option], Sequence) else value[0]
 
     def _units(self, count: int) -> list[int]:
@@ -235,7 +285,8 @@ class Base:
         made: list[int] = []
         for i, (width, unit) in enumerate(zip(widths, self._units(len(widths)), strict=True)):
             step = math.lcm(unit, made[-1]) if self.growth.chained and made else unit
-            made.append(_rounded(width * factor, step, (self.growth.widths, i) in nudged))
+            least = made[-1] if made else 0
+            made.append(self._nearest(self.growth.widths, i, width * factor, step, nudged, least))
         return made
 
     def nudges(self, factors: Factors) -> Iterator[Nudges]:
@@ -254,11 +305,27 @@ class Base:
     def _sides(self, factor: float) -> list[int]:
         """Sides that the network is built for: those of the options, in proportion to the size that was asked for."""
         sides = self.numbers(self.growth.sides)
-        return [self._size(round(self.size * side / max(sides)), factor) for side in sides]
+        made = [self._size(round(self.size * side / max(sides)), factor) for side in sides]
+        return [self._nearest(self.growth.sides, i, side, 1, ()) for i, side in enumerate(made)]
 
 
-def _told(model: nn.Module, growth: Growth) -> tuple[dict[str, Any], int]:
-    """All options that a network was made with, defaults among them, and what its pictures' sides are multiples of."""
+def _refusal(found: registry.ModelEntry) -> UsageError:
+    """Why a network is not scaled, and which are."""
+    why = UNSCALED.get(found.function, "it is not described by widths and depths")
+    if found.task != "classification":
+        why = f"it is for {found.task}, and classifiers are scaled"
+    kin = [g for g in sorted(GROWTHS) if found.system and registry.entry(g).system == found.system]
+    return UsageError(
+        f"{found.name} is not a network that can be scaled: {why}. "
+        + f"Of its system {', '.join(kin)} can. " * bool(kin)
+        + f"These can, and their variants: {', '.join(sorted({*GROWTHS, *BASES}))}"
+    )
+
+
+def _told(model: nn.Module, growth: Growth) -> tuple[dict[str, Any], int, Dimensions | None]:
+    """All options that a network was made with, defaults among them, what its pictures' sides are multiples of, and
+    what it tells of its dimensions.
+    """
     makers = [vars(kind)["__init__"] for kind in reversed(type(model).__mro__) if "__init__" in vars(kind)]
     parameters = [p for maker in makers[1:] for p in inspect.signature(maker).parameters.values()]
     options = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -266,7 +333,12 @@ def _told(model: nn.Module, growth: Growth) -> tuple[dict[str, Any], int]:
     options |= {key: getattr(model, key) for key in growth.patterns}  # where the network chose them itself
     if growth.blocks:
         options[growth.depths] = getattr(model, growth.blocks)
-    return options, getattr(model, growth.grid) if isinstance(growth.grid, str) else growth.grid
+    grid = getattr(model, growth.grid) if isinstance(growth.grid, str) else growth.grid
+    if not growth.dimensions:
+        return options, grid, None
+    teller: Any = model
+    dimensions: Dimensions = teller.dimensions()
+    return {**options, **dimensions.numbers}, grid, dimensions
 
 
 def _rounded(exact: float, unit: int, other: bool) -> int:
@@ -366,7 +438,7 @@ def scale_to(
             target,
             tolerance=0.03,
             evaluations=10,
-            bounds=_BOUNDS,
+            bounds=base.bounds,
         )
     else:
         net, s, achieved = _solve(base, strategy, target, lambda net: getattr(counted(net), _QUANTITIES[quantity]))
@@ -385,7 +457,7 @@ def _solve(base: Base, strategy: str, target: float, count: Callable[[Scaled], f
         target,
         tolerance=_NEAR,
         evaluations=_EVALUATIONS,
-        bounds=_BOUNDS,
+        bounds=base.bounds,
     )
     factors = scaling_factors(strategy, s, base.size)
     others = base.nudges(factors)  # dimensions round all at once, and may miss: then some the other way

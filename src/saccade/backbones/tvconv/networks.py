@@ -12,6 +12,7 @@ from saccade.backbones.tvconv.layer import BakedTVConv, TVConv, TVConvNorm
 from saccade.errors import UsageError
 from saccade.nn.backbone import Backbone, made
 from saccade.nn.conv_norm import ConvNorm
+from saccade.nn.dimensions import Dimensions, Numbers, as_rows, rescaled
 from saccade.nn.fuse import affine_of
 from saccade.ops.tvconv import output_size
 from saccade.registry import register
@@ -186,6 +187,22 @@ class TVMobileNetV2(FaceNetwork):
         stages[-1].append(ConvNorm(inputs, last, act=nn.ReLU6(inplace=True)))
         self.stages = nn.ModuleList(nn.Sequential(*layers) for layers in stages)
         self.begin()
+
+    def dimensions(self) -> Dimensions:
+        """Widths of the stem and of blocks alike in a row, and how many these are; the last convolution's stays."""
+        inputs = [self.stem_width, *(block[1] for block in self.blocks)]
+        rows = as_rows((b[0] / before, b[1], b[2]) for b, before in zip(self.blocks, inputs, strict=False))
+
+        def options(numbers: Numbers) -> dict[str, Any]:
+            blocks, before = list[tuple[int, int, int]](), numbers["widths"][0]
+            for row in rescaled(rows, numbers):
+                for i in range(row.depth):
+                    blocks.append((round(row.expansion * before), row.width, 1 if i else row.stride))
+                    before = row.width
+            return {"blocks": tuple(blocks), "stem_width": numbers["widths"][0]}
+
+        widths = (self.stem_width, *(row.width for row in rows))
+        return Dimensions({"widths": widths, "depths": tuple(row.depth for row in rows)}, options)
 
 
 class TVShuffleNetV2(FaceNetwork):

@@ -7,7 +7,9 @@ bottlenecks from the one of 16 channels (8 to 10 have 64, 12 and 13 have 96, 15 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from saccade.backbones.ulsam.surgery import replacement, widths_of
 from saccade.errors import UsageError
 from saccade.nn.backbone import Backbone, made
 from saccade.nn.conv_norm import ConvNorm
+from saccade.nn.dimensions import Dimensions, Numbers, Row, as_rows, moved, rescaled
 from saccade.registry import register
 
 __all__ = ["MobileNetV1", "MobileNetV2"]
@@ -120,8 +123,21 @@ class MobileNetV1(Backbone):
         super().__init__(*described(stages, layers, 2), **options)
         self.stem = ConvNorm(self.in_chans, stem, 3, 2, act=nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        self.placement = Placement(tuple(insert), tuple(replace), 2)
+        self.rows = as_rows((1, scaled(channels, width), stride) for channels, stride in rows)
+        self.stem_width = stem
         initialise(self)
         self.reset_classifier(self.num_classes)
+
+    def dimensions(self) -> Dimensions:
+        """Widths of stem and rows, with ``width`` in them, and layers of each row."""
+
+        def options(numbers: Numbers) -> dict[str, Any]:
+            rows, placed = self.placement.within(self.rows, rescaled(self.rows, numbers))
+            layers = tuple((row.width, 1 if i else row.stride) for row in rows for i in range(row.depth))
+            return {"width": 1.0, "rows": layers, "stem_width": numbers["widths"][0], **placed}
+
+        return Dimensions(sizes(self.stem_width, self.rows), options)
 
 
 class MobileNetV2(Backbone):
@@ -166,8 +182,52 @@ class MobileNetV2(Backbone):
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.norm = ConvNorm(inputs, head_width, act=nn.ReLU6(inplace=True))
         self.num_features = self.head_hidden_size = head_width
+        self.placement = Placement(tuple(insert), tuple(replace), 1)
+        self.rows, self.stem_width = [Row(*row) for row in rows], stem_width
         initialise(self)
         self.reset_classifier(self.num_classes)
+
+    def dimensions(self) -> Dimensions:
+        """Widths of stem, rows and head, and bottlenecks of each row."""
+        told = sizes(self.stem_width, self.rows)
+
+        def options(numbers: Numbers) -> dict[str, Any]:
+            *widths, head = numbers["widths"]
+            wanted = rescaled(self.rows, {**numbers, "widths": widths})
+            rows, placed = self.placement.within(self.rows, wanted)
+            table = tuple((int(row.expansion), row.width, row.depth, row.stride) for row in rows)
+            return {"rows": table, "stem_width": widths[0], "head_width": head, **placed}
+
+        return Dimensions({**told, "widths": (*told["widths"], self.num_features)}, options)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where attention stands: blocks by their numbers, the first of which is ``first``."""
+
+    insert: tuple[int, ...]
+    replace: tuple[int, ...]
+    first: int
+
+    def within(self, before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], dict[str, Places]]:
+        """Rows that are long enough for the attention in them, and its new places.
+
+        The first block of a row is never replaced: it changes width or resolution.
+        """
+        old, start, rows = [row.depth for row in before], self.first, list[Row]()
+        for row, depth in zip(after, old, strict=True):
+            own = range(start, start + depth)
+            needed = max(len({*own} & {*self.insert}), 1 + len({*own} & {*self.replace}))
+            rows.append(dataclasses.replace(row, depth=max(row.depth, needed)))
+            start += depth
+        new = [row.depth for row in rows]
+        told = {"insert": self.insert, "replace": self.replace}
+        return rows, {name: moved(places, old, new, self.first) for name, places in told.items()}
+
+
+def sizes(stem: int, rows: Sequence[Row]) -> dict[str, tuple[int, ...]]:
+    """Widths of stem and rows, and depths."""
+    return {"widths": (stem, *(row.width for row in rows)), "depths": tuple(row.depth for row in rows)}
 
 
 def scaled(channels: int, width: float) -> int:
