@@ -35,7 +35,7 @@ from saccade.backbones.foveated.adain import (
     moments,
     roots,
 )
-from saccade.backbones.foveated.blurs import FoveatedBlur, gaussian_blur, matched
+from saccade.backbones.foveated.blurs import BOUND, FoveatedBlur, gaussian_blur, gaussian_blur_plainly, matched
 from saccade.backbones.foveated.lapped import Lapped, Unlapped
 from saccade.backbones.foveated.probes import GREY, area, cue_conflict, high_pass, low_pass, occlude, sweep
 from saccade.backbones.foveated.systems import SCALES, from_official
@@ -303,6 +303,54 @@ def test_grey_pictures_and_other_sizes_go() -> None:
         assert made.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["texture", "blur", "uniform"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast_are_rounding_away_from_single(kind: str, dtype: torch.dtype) -> None:
+    x = leaves(128)
+    want = stage(kind, (128, 128))(x)
+    made = stage(kind, (128, 128)).to(dtype)(x.to(dtype))
+    assert made.dtype == dtype
+    assert (made.float() - want).abs().max() <= 3 * torch.finfo(dtype).eps, "of the picture, and of the result"
+    with torch.autocast("cpu", dtype):
+        found = stage(kind, (128, 128))(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_beyond_half_precision_stay_finite(dtype: torch.dtype) -> None:
+    """Scatter matrices of more pixels than float16 counts, and squares beyond its range."""
+    noise, target = (torch.randn(1, 3, 300, 300, generator=seeded(i)) for i in (0, 1))
+    made = coral(noise.to(dtype), target.to(dtype))
+    assert made.dtype == dtype
+    torch.testing.assert_close(made.float(), coral(noise, target), rtol=0, atol=0.05)
+    loud = (400 * noise[:, :, :20, :20]).to(dtype)
+    mean, deviation = moments(loud)
+    torch.testing.assert_close(deviation.float(), moments(loud.float())[1], rtol=0.01, atol=0)
+    assert mean.dtype == deviation.dtype == adain(loud, loud).dtype == dtype
+    torch.testing.assert_close(adain(loud, loud), loud, rtol=0.02, atol=2)
+    regions = pooling_regions(Windows((64, 64), 0.6), 4)
+    small = 1e-4 * torch.randn(2, 1, 5, 16, 16, generator=seeded(2))  # variances of 1e-8 are 0 in float16
+    found = painted(small[0].to(dtype), small[1].to(dtype), regions, 1e-14)
+    torch.testing.assert_close(found.float(), painted(small[0], small[1], regions, 1e-14), rtol=0.05, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_given_networks_run_in_the_dtype_of_their_weights(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transform = FoveatedTexture((64, 64), 1.0, encoder=Encoder(), decoder=Decoder())
+    x = leaves(64)
+    with torch.no_grad():
+        want = transform(x)
+        with torch.autocast("cpu", dtype):
+            torch.testing.assert_close(transform(x), want, rtol=0, atol=0.02)
+        made = transform.to(dtype)(x.to(dtype))
+        assert made.dtype == dtype
+        torch.testing.assert_close(made.float(), want, rtol=0, atol=0.02)
+        assert transform.reference(x.to(dtype)).dtype == dtype
+
+
 # -- the controls
 
 
@@ -325,6 +373,81 @@ def test_foveated_blur_grows_with_eccentricity() -> None:
     assert spread[0] > 2 * spread[-1]
     middle = radius < Windows((128, 128)).foveal_radius
     torch.testing.assert_close(made[0, 0][middle], x[0, 0][middle])
+
+
+def rings_in_turn(x: Tensor, scale: float, fixation: tuple[float, float], gain: float) -> Tensor:
+    """`FoveatedBlur` as its equation reads: every ring over the whole picture, by convolutions."""
+    windows = Windows((x.shape[2], x.shape[3]), scale, fixation)
+    fovea, *rings = torch.from_numpy(windows.ring_weights()).to(x.dtype)
+    blurred = [gaussian_blur_plainly(x, gain * windows.radius(k)) for k in range(windows.rings)]
+    return fovea * x + sum(ring * one for ring, one in zip(rings, blurred, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "sigma"), [((40, 300), 4.5), ((140, 260), 17.0), ((9, 131), 30.0), ((1, 1), 50.0)])
+def test_wide_gaussians_are_the_convolutions_with_their_gradient(
+    size: tuple[int, int], sigma: float, dtype: torch.dtype
+) -> None:
+    given, weight = (torch.rand(2, 2, *size, generator=seeded(i), dtype=dtype) for i in (0, 1))
+    found = []
+    for blur in (gaussian_blur_plainly, gaussian_blur, lambda x, s: gaussian_blur(x, s, exact=False)):
+        x = given.clone().requires_grad_()
+        y = blur(x, sigma)
+        found.append((y.detach(), torch.autograd.grad((y * weight).sum(), x)[0]))
+    truth, ours, coarse = found
+    rounding = 3e-5 if dtype == torch.float32 else 1e-11  # one gradient sums 90,000 products
+    for one, other in zip(ours, truth, strict=True):
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding / 10)
+    assert (coarse[0] - truth[0]).abs().max() <= BOUND
+    if sigma < 16:
+        assert torch.equal(coarse[0], ours[0])
+
+
+@pytest.mark.parametrize("sigma", [16.0, 16.3, 23.9, 24.0, 40.0])
+def test_the_worst_picture_for_a_coarse_grid_is_within_the_bound(sigma: float) -> None:
+    """Half the magnitudes of the kernels' difference: what a picture of 0 and 1 that is drawn for it reaches."""
+    step, radius = int(sigma // 8), math.ceil(3 * sigma)
+    length = 2 * radius + 6 * step
+    point = torch.eye(length, dtype=torch.float64)[:, None, None]  # a picture a place, (length, 1, 1, length)
+    middle = slice(radius + 2 * step, radius + 3 * step)  # one place of each kind
+
+    def seen(exact: bool) -> Tensor:
+        return gaussian_blur(point, sigma, exact=exact)[:, 0, 0, middle]
+
+    off = 0.5 * float((seen(False) - seen(True)).abs().sum(0).max())
+    assert 0 < off * (1 + 1.25) <= BOUND, "both axes; cubic interpolation enlarges by 1.25 at the most"
+
+
+@pytest.mark.parametrize(
+    ("fixation", "gain"), [((0.5, 0.5), 0.094), ((0.1, 0.8), 0.4), ((0.0, 1.0), 0.02), ((1, 0), 0)]
+)
+@pytest.mark.parametrize("size", [(150, 270), (33, 40)])
+def test_rings_are_blurred_where_they_weigh_as_if_everywhere(
+    size: tuple[int, int], fixation: tuple[float, float], gain: float
+) -> None:
+    x = torch.rand(2, 3, *size, generator=seeded(0))
+    want = rings_in_turn(x, 0.5, fixation, gain) if gain else x
+    found = FoveatedBlur(size, 0.5, fixation, gain=gain)(x)
+    torch.testing.assert_close(found, want, rtol=0, atol=5e-6)
+    coarse = FoveatedBlur(size, 0.5, fixation, gain=gain, exact=False)(x)
+    assert (coarse - found).abs().max() <= BOUND
+
+
+def test_a_graph_of_the_foveated_blur_gives_the_same() -> None:
+    x, model = torch.rand(1, 3, 33, 40, generator=seeded(0)), FoveatedBlur((33, 40), 0.7, gain=0.3)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=5e-6)
+
+
+def test_the_foveated_blur_has_the_gradient_of_its_equation() -> None:
+    given = torch.rand(1, 2, 48, 40, generator=seeded(0), dtype=torch.float64)
+    weight = torch.rand(given.shape, generator=seeded(1), dtype=torch.float64)
+    found = []
+    for blur in (FoveatedBlur((48, 40), 0.5, gain=0.3), lambda x: rings_in_turn(x, 0.5, (0.5, 0.5), 0.3)):
+        x = given.clone().requires_grad_()
+        found.append(torch.autograd.grad((blur(x) * weight).sum(), x)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)  # weights are of float32 coordinates
 
 
 def test_blurs_are_matched_by_ssim() -> None:
@@ -476,6 +599,42 @@ def test_foveate_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert foveate(tensor[None, :1]).shape == (1, 1, 64, 96)
     assert foveate(picture.convert("L")).mode == "L"
     torch.testing.assert_close(foveate(tensor, kind="reference"), tensor)
+
+
+def test_sixteen_bits_are_read_as_such(tmp_path: Path) -> None:
+    """A PIL picture of 16 bits went through 8 with all above 255 clipped to white."""
+    from PIL import Image
+
+    deep = dead_leaves(64, 96, 1).astype(np.uint16) * 257
+    found = foveate(deep)
+    assert found.dtype == np.uint16
+    want = foveate(deep / np.float32(65535))
+    assert np.abs(found / 65535 - want).max() <= 1 / 65535
+    grey = Image.fromarray(deep[:, :, 0])
+    assert grey.mode == "I;16"
+    grey.save(tmp_path / "grey.png")
+    for given in (grey, tmp_path / "grey.png"):
+        made = foveate(given)
+        assert made.mode == "I;16"
+        assert np.array_equal(np.asarray(made), foveate(deep[:, :, 0]))
+
+    import pyvips
+
+    pyvips.Image.new_from_array(deep).copy(interpretation="rgb16").write_to_file(str(tmp_path / "colour.png"))
+    made = foveate(tmp_path / "colour.png")
+    assert made.mode == "RGB", "PIL has no colour of 16 bits"
+    assert np.array_equal(np.asarray(made), np.rint(found / 257).astype(np.uint8))
+
+
+def test_alpha_of_a_picture_stays() -> None:
+    from PIL import Image
+
+    pixels = dead_leaves(64, 96, 1)
+    clear = Image.fromarray(np.dstack([pixels, pixels[:, :, 0]]))
+    made = foveate(clear)
+    assert made.mode == "RGBA"
+    assert np.array_equal(np.asarray(made)[:, :, 3], pixels[:, :, 0])
+    assert np.array_equal(np.asarray(made)[:, :, :3], foveate(pixels))
 
 
 def test_the_fixation_is_where_the_picture_stays() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import saccade
 from saccade.backbones.wavemix import (
+    PatchStem,
     WaveBlock,
     WaveMix,
     WaveMixSegmentation,
@@ -88,6 +89,20 @@ def test_a_block_is_what_its_equations_say(level: int) -> None:
         fused = block.fuse()
         torch.testing.assert_close(fused(x), x + u, rtol=1e-5, atol=1e-5)
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_the_stem_without_its_widest_map_is_the_same_function_at_the_borders_too(patch: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(patch)
+        stem = zoo.randomised(PatchStem(3, 16, patch).eval().double())
+        x = torch.randn(2, 3, 3 * patch, 2 * patch, dtype=torch.float64)
+    assert isinstance(stem, PatchStem)
+    with torch.no_grad():
+        fused = stem.fuse()
+        torch.testing.assert_close(fused(x), stem(x), rtol=1e-10, atol=1e-10)
+    widths = [m.out_channels for m in fused.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [4, 16], "no map of width / 2"
 
 
 def test_what_is_learnt_reaches_as_far_as_the_halo_says_and_no_farther() -> None:

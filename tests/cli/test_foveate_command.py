@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +157,24 @@ def test_points_are_read() -> None:
     for text in ("", "1", "1,2,3", "5px,0.5", "1.5,0.5", "-0.1,0.5", "inf,0"):
         with pytest.raises(UsageError):
             parse_point(text)
+
+
+def test_among_several_the_one_that_fails_is_named_in_one_line(run: Run) -> None:
+    picture("in/good.png")
+    picture("in/two\nlines.png", width=6, height=5)
+    code, out, err = run("in", "-o", "out", "--json")
+    assert code == 1
+    assert [set(r) >= {"error"} for r in json.loads(out)["results"]] == [False, True]
+    assert err.startswith("saccade: in/two lines.png: at 6 x 6 px")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode there")
+def test_a_name_that_is_no_utf8_is_read_written_and_printed(run: Run) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    picture("plain.png")
+    os.rename("plain.png", name)
+    code, out, err = run(name)
+    assert (code, err) == (0, "")
+    assert out.startswith("caf\\udce9_foveated.png")
+    assert sorted(os.listdir(b".")) == [b"caf\xe9.png", b"caf\xe9_foveated.png"]

@@ -11,7 +11,8 @@ Jeevan et al., "WaveMix: A Resource-efficient Neural Network for Image Analysis"
     super-resolution    picture -- two 3x3 -- blocks -- transposed conv -- 1x1                    at twice the size
 
 Blocks keep the map's size. Fused (`saccade.fuse`), a level's transform and the 1x1 convolution behind it are one 2x2
-convolution of stride 2 on the low band of the level before: the same numbers, and no bands are stored.
+convolution of stride 2 on the low band of the level before: the same numbers, and no bands are stored. The classifier's
+stem, which has nothing between its convolutions, runs the last two of them as one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, InputError, UsageError
 from saccade.nn.backbone import Backbone, made, named
-from saccade.nn.fuse import affine_of
+from saccade.nn.fuse import affine_of, joined
 from saccade.nn.pictures import check_picture
 from saccade.ops.haar import pyramid
 from saccade.registry import recognise, register
@@ -170,6 +171,27 @@ def _blocks(width: int, depth: int, level: int, mult: int, ff_width: int, dropou
     return nn.Sequential(*(WaveBlock(width, level, mult, ff_width, dropout) for _ in range(depth)))
 
 
+class PatchStem(nn.Sequential):
+    """(B, 3, H, W) -> (B, width, H / p, W / p): two 3x3, one p x p of stride p, GELU, norm."""
+
+    def __init__(self, in_chans: int, width: int, patch: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_chans, width // 4, 3, 1, 1),
+            nn.Conv2d(width // 4, width // 2, 3, 1, 1),
+            nn.Conv2d(width // 2, width, patch, patch),
+            nn.GELU(),
+            nn.BatchNorm2d(width),
+        )
+
+    def fuse(self) -> nn.Module:
+        """The second and the third convolution as one: their map of width / 2 channels at the picture's size, the
+        largest of the network, is never there."""
+        first, second, third, *rest = self
+        assert isinstance(second, nn.Conv2d)
+        assert isinstance(third, nn.Conv2d)
+        return nn.Sequential(first, joined(second, third), *rest)
+
+
 def _strided(in_chans: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, stride, 1),
@@ -239,13 +261,7 @@ class WaveMix(Backbone):
         self.width, self.depth, self.level, self.pad = width, depth, level, pad
         self.stem = _strided(self.in_chans, width, stride)
         if stem == "patch":
-            self.stem = nn.Sequential(
-                nn.Conv2d(self.in_chans, width // 4, 3, 1, 1),
-                nn.Conv2d(width // 4, width // 2, 3, 1, 1),
-                nn.Conv2d(width // 2, width, patch, patch),
-                nn.GELU(),
-                nn.BatchNorm2d(width),
-            )
+            self.stem = PatchStem(self.in_chans, width, patch)
         self.stages = nn.ModuleList([_blocks(width, depth, level, mult, ff_width, dropout)])
         self.reset_classifier(self.num_classes)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saccade.checkpoint import Recipe, StateDict
 from saccade.errors import CheckpointError, InputError, UsageError
+from saccade.nn.precision import widened, without_autocast
 from saccade.registry import recognise, register
 
 __all__ = ["EPSILON", "Decoder", "Encoder", "adain", "adain_losses", "coloured", "coral", "moments", "whitened"]
@@ -33,9 +34,10 @@ def moments(features: Tensor, epsilon: float = EPSILON) -> tuple[Tensor, Tensor]
     """
     if features.shape[2] * features.shape[3] < 2:
         raise InputError("the deviation of a single cell is not defined")
-    flat = features.flatten(2)
+    flat = widened(features).flatten(2)  # squares leave the range of float16
     deviation = (flat.var(2) + epsilon).sqrt()
-    return flat.mean(2)[:, :, None, None], deviation[:, :, None, None]
+    mean, deviation = (value[:, :, None, None].to(features.dtype) for value in (flat.mean(2), deviation))
+    return mean, deviation
 
 
 def adain(content: Tensor, style: Tensor, epsilon: float = EPSILON) -> Tensor:
@@ -46,9 +48,10 @@ def adain(content: Tensor, style: Tensor, epsilon: float = EPSILON) -> Tensor:
     """
     if content.shape[:2] != style.shape[:2]:
         raise InputError(f"content {tuple(content.shape)} and style {tuple(style.shape)} differ in batch or channels")
-    mean, deviation = moments(content, epsilon)
-    style_mean, style_deviation = moments(style, epsilon)
-    return (content - mean) / deviation * style_deviation + style_mean
+    wide = widened(content)
+    mean, deviation = moments(wide, epsilon)
+    style_mean, style_deviation = moments(widened(style), epsilon)
+    return ((wide - mean) / deviation * style_deviation + style_mean).to(content.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,16 +86,18 @@ def _scatter(standardised: Tensor) -> Tensor:
 
 
 def whitened(picture: Tensor) -> Tensor:
-    """First half of `coral`: (B, C, H, W) with its channels decorrelated."""
-    flat, _, _ = _standardised(picture)
-    return (roots(_scatter(flat))[1] @ flat).view_as(picture)
+    """First half of `coral`: (B, C, H, W) with its channels decorrelated. Half precision goes through float32."""
+    with without_autocast(picture):
+        flat, _, _ = _standardised(widened(picture))
+        return (roots(_scatter(flat))[1] @ flat).view_as(picture).to(picture.dtype)
 
 
 def coloured(white: Tensor, target: Tensor) -> Tensor:
     """Second half of `coral`: gives what `whitened` made the correlations, deviations and means of a target."""
-    flat, mean, deviation = _standardised(target)
-    out = roots(_scatter(flat))[0] @ white.flatten(2) * deviation + mean
-    return out.view(out.shape[0], *white.shape[1:])
+    with without_autocast(target):
+        flat, mean, deviation = _standardised(widened(target))
+        out = roots(_scatter(flat))[0] @ white.flatten(2).to(flat.dtype) * deviation + mean
+        return out.view(out.shape[0], *white.shape[1:]).to(target.dtype)
 
 
 def coral(source: Tensor, target: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ __all__ = ["KINDS", "Foveator", "Point", "Report", "parse_point"]
 
 KINDS = ("texture", "blur", "uniform")
 #: bytes that each kind takes for a sample of the picture at the most, with the picture itself
-BYTES = {"texture": 80, "blur": 160, "uniform": 90}
+BYTES = {"texture": 80, "blur": 34, "uniform": 30}
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Foveator:
         key = (size, fixation, channels)
         if self._made is None or self._made[0] != key:
             texture = {"block": block, "channels": channels, "seed": self.seed} if self.kind == "texture" else {}
-            made = stage(self.kind, size, self.scale, fixation, strength=self.strength, **texture)
+            made = stage(self.kind, size, self.scale, fixation, strength=self.strength, exact=False, **texture)
             self._made = (key, made.to(self.device))
         return self._made[1]
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saccade.errors import InputError, UsageError
+from saccade.nn.precision import WideBuffers, widened, without_autocast
 
 __all__ = ["Lapped", "Unlapped"]
 
@@ -50,8 +51,8 @@ def _opponent(channels: int) -> Tensor:
     return axes / axes.norm(dim=1, keepdim=True)
 
 
-class _Transform(nn.Module):
-    """The constants of both directions."""
+class _Transform(WideBuffers):
+    """The constants of both directions, and arithmetic in float32 at least."""
 
     waves: Tensor
     border: Tensor
@@ -95,6 +96,10 @@ class Lapped(_Transform):
                 f"the lapped transform takes {self.channels} channels and sides that are multiples of "
                 f"{self.stride} px, not {tuple(picture.shape)}"
             )
+        with without_autocast(picture):
+            return self._bands(widened(picture)).to(picture.dtype)
+
+    def _bands(self, picture: Tensor) -> Tensor:
         batch, channels, height, width = picture.shape
         x = (self.colours @ picture.flatten(2)).view(batch, channels, height, width)
         x = self.filtered(self.filtered(x, self.border).mT, self.border).mT
@@ -110,6 +115,10 @@ class Unlapped(_Transform):
         super().__init__(block, channels)
 
     def forward(self, features: Tensor) -> Tensor:
+        with without_autocast(features):
+            return self._picture(widened(features)).to(features.dtype)
+
+    def _picture(self, features: Tensor) -> Tensor:
         batch, _, rows, columns = features.shape
         size, m = (rows * self.stride, columns * self.stride), self.stride
         bands = features.view(batch, self.channels, m, m, rows, columns).permute(0, 1, 4, 5, 2, 3)

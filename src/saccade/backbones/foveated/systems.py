@@ -49,6 +49,7 @@ def stage(
     fixation: tuple[float, float] = (0.5, 0.5),
     *,
     strength: float | None = None,
+    exact: bool = True,
     **options: Any,
 ) -> nn.Module:
     """The stage of a system: pictures (B, C, H, W) in [0, 1] -> the same.
@@ -58,6 +59,7 @@ def stage(
         size: (height, width).
         scale, fixation: of the pooling windows.
         strength: of the two blurs; by default matched to the texture's SSIM on photographs.
+        exact: of the two blurs, as `gaussian_blur`.
         options: of `FoveatedTexture`, for ``"texture"``. With the lapped transform the reference is the picture.
 
     Raises:
@@ -70,9 +72,9 @@ def stage(
     if kind == "texture":
         return FoveatedTexture(size, scale, fixation, **options)
     if kind == "uniform":
-        return UniformBlur(SIGMA * (size[0] * size[1]) ** 0.5 if strength is None else strength)
+        return UniformBlur(SIGMA * (size[0] * size[1]) ** 0.5 if strength is None else strength, exact=exact)
     if kind == "blur":
-        return FoveatedBlur(size, scale, fixation, gain=GAIN if strength is None else strength)
+        return FoveatedBlur(size, scale, fixation, gain=GAIN if strength is None else strength, exact=exact)
     return nn.Identity()
 
 
@@ -284,12 +286,14 @@ VARIANTS: dict[str, dict[str, Any]] = {f"foveated_{kind}_resnet18": {"kind": kin
     variants={
         "foveated_texture_resnet18": {
             "fixed_size": True,
+            "side_option": "img_size",
             "about": "Foveation-Texture-Net: 11.7 M parameters, 2.4 G MACs at 256 px",
         },
         "foveated_reference_resnet18": "Reference-Net; with the lapped transform the pictures as they are",
         "foveated_uniform_resnet18": "Uniform-Net: one Gaussian, as similar to the picture as the texture is",
         "foveated_blur_resnet18": {
             "fixed_size": True,
+            "side_option": "img_size",
             "about": "Foveation-Blur-Net: Gaussians that grow with eccentricity, as similar to the picture",
         },
     },

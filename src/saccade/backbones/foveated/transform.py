@@ -26,6 +26,7 @@ from saccade.backbones.foveated.lapped import Lapped, Unlapped
 from saccade.backbones.foveated.windows import Painting, Regions, Windows, pooling_regions
 from saccade.errors import InputError, UsageError
 from saccade.nn.pictures import check_picture
+from saccade.nn.precision import WideBuffers, widened, without_autocast
 from saccade.ops.segment_stats import segment_stats
 
 __all__ = ["FoveatedTexture", "drawn", "fitting_block", "painted", "painted_in_turn"]
@@ -38,7 +39,7 @@ def painted(content: Tensor, noise: Tensor, regions: Regions, epsilon: float = E
     """Features whose regions have the statistics of the content and, as far as alpha says, the values of the noise.
 
     Args:
-        content, noise: (B, C, h, w) features, fastest channels last.
+        content, noise: (B, C, h, w) features, fastest channels last. Half precision goes through float32.
         regions: of this grid.
         epsilon: added to variances before the root.
 
@@ -53,6 +54,11 @@ def painted(content: Tensor, noise: Tensor, regions: Regions, epsilon: float = E
             f"the regions are of a grid of {regions.grid[1]} x {regions.grid[0]} cells, not for features of "
             f"{tuple(content.shape)} and {tuple(noise.shape)}"
         )
+    with without_autocast(content):
+        return _painted(widened(content), widened(noise), regions, epsilon).to(content.dtype)
+
+
+def _painted(content: Tensor, noise: Tensor, regions: Regions, epsilon: float) -> Tensor:
     own, other = (f.flatten(2).mT for f in (content, noise))  # (B, N, C)
     mean, var = segment_stats(own, regions.cells, regions.segments, regions.sizes)
     other_mean, other_var = segment_stats(other, regions.cells, regions.segments, regions.sizes)
@@ -93,7 +99,7 @@ def drawn(shape: tuple[int, ...], generator: torch.Generator, *, pink: bool) -> 
     return torch.fft.irfft2(torch.fft.rfft2(white) / frequencies, s=shape[2:])
 
 
-class FoveatedTexture(nn.Module):
+class FoveatedTexture(WideBuffers):
     """Foveated texture transform for pictures of one size.
 
     Args:
@@ -110,7 +116,8 @@ class FoveatedTexture(nn.Module):
             lapped transform, whose bands do not overlap: its lowest would show white noise as a mosaic of cells.
         seed: of the noise that is taken where no generator is given.
 
-    Shape: (B, C, H, W) in [0, 1] -> the same, clamped to [0, 1].
+    Shape: (B, C, H, W) in [0, 1] -> the same, clamped to [0, 1]. In half precision and under autocast all but an
+    encoder and a decoder that are given is computed in float32; these run in the dtype of their weights.
 
     Raises:
         UsageError: an encoder without a decoder, or what `Windows` and `pooling_regions` refuse.
@@ -179,22 +186,28 @@ class FoveatedTexture(nn.Module):
 
     def reference(self, picture: Tensor) -> Tensor:
         """The picture through encoder and decoder alone, clamped: what the others are compared with."""
-        out: Tensor = self.decoder(self.encoder(picture))
-        return out.clamp(0, 1)
+        return self._decoded(self._encoded(widened(picture))).clamp(0, 1).to(picture.dtype)
+
+    def _encoded(self, wide: Tensor) -> Tensor:
+        """Features in single precision at least, of an encoder that may compute in half."""
+        return widened(self.encoder(_as_weights(wide, self.encoder)))
+
+    def _decoded(self, features: Tensor) -> Tensor:
+        return widened(self.decoder(_as_weights(features, self.decoder)))
 
     def features(self, picture: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The painted features, (B, C, h, w).
+        """The painted features, (B, C, h, w), in float32 at least.
 
         Args:
             generator: draws noise of their own for all pictures; None takes the module's, the same for each.
         """
-        white = self.white
+        picture, white = widened(picture), self.white
         if generator is not None:
             white = whitened(drawn(tuple(picture.shape), generator, pink=self.pink).to(picture))
-        noise = coloured(white.to(picture.dtype), picture)
+        noise = coloured(white, picture)
         if self.size[0] * self.size[1] > TOGETHER:
-            return painted(self.encoder(picture), self.encoder(noise), self.regions, self.epsilon)
-        content, other = self.encoder(torch.cat([picture, noise])).chunk(2)
+            return painted(self._encoded(picture), self._encoded(noise), self.regions, self.epsilon)
+        content, other = self._encoded(torch.cat([picture, noise])).chunk(2)
         return painted(content, other, self.regions, self.epsilon)
 
     def check(self, picture: Tensor) -> None:
@@ -216,5 +229,10 @@ class FoveatedTexture(nn.Module):
 
     def paint(self, picture: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`forward` without looking at the values."""
-        out: Tensor = self.decoder(self.features(picture, generator))
-        return out.clamp(0, 1)
+        return self._decoded(self.features(picture, generator)).clamp(0, 1).to(picture.dtype)
+
+
+def _as_weights(x: Tensor, network: nn.Module) -> Tensor:
+    """In the dtype of a network's parameters; as it is for a network without."""
+    first = next(network.parameters(), None)
+    return x if first is None else x.to(first.dtype)

@@ -102,6 +102,16 @@ class Windows:
         """Eccentricity of a ring's middle in pixels, rings from 0."""
         return float(self.foveal_radius * 2 ** (self.octaves * (ring + 1)))
 
+    def rho(self) -> NDArray[np.float32]:
+        """rho at the middles of pixels in single precision, (H, W), made a row at a time."""
+        height, width = self.size
+        across = (np.arange(width) + 0.5 - self.fixation[0] * width) ** 2
+        out = np.empty((height, width), np.float32)
+        for row in range(height):
+            squares = np.maximum(across + (row + 0.5 - self.fixation[1] * height) ** 2, 1e-12)
+            out[row] = np.log2(squares / self.foveal_radius**2) / (2 * self.octaves) - 1
+        return out
+
     def coordinates(self, stride: int = 1) -> tuple[Floats, Floats]:
         """rho and phi at the middles of cells of ``stride`` pixels, (h, w) each."""
         height, width = (side // stride for side in self.size)
