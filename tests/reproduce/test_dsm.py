@@ -69,6 +69,28 @@ def test_the_poolformer_is_of_the_card() -> None:
     assert sum(p.numel() for p in claim.poolformer().parameters()) == 146_218
 
 
+def test_a_global_filter_is_a_circular_convolution_and_fits_other_grids() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixer = claim.GlobalFilter(3, (6, 8))
+        x, kernel = torch.randn(2, 6, 8, 3), torch.randn(6, 8, 3)
+    with torch.no_grad():
+        spectrum = torch.fft.rfft2(kernel, dim=(0, 1)).permute(2, 0, 1)
+        mixer.filter.copy_(torch.cat([spectrum.real, spectrum.imag]))
+        want = torch.zeros_like(x)
+        for row in range(6):
+            for column in range(8):
+                want += kernel[row, column] * x.roll((row, column), (1, 2))
+        torch.testing.assert_close(mixer(x), want, rtol=1e-4, atol=1e-4)
+        assert mixer(torch.randn(1, 9, 7, 3)).shape == (1, 9, 7, 3)
+        mixer.filter[:3], mixer.filter[3:] = 2.0, 0.0
+        y = torch.randn(1, 9, 7, 3)
+        torch.testing.assert_close(mixer(y), 2 * y, msg="a filter that is the same everywhere stays so on any grid")
+    network = claim.gfnet()
+    shapes = [tuple(m.filter.shape) for m in network.modules() if isinstance(m, claim.GlobalFilter)]
+    assert shapes == 3 * [(64, 16, 9)] + 3 * [(128, 8, 5)]
+
+
 def write_sheet(path: Path, seed: int) -> np.ndarray:
     tiles = np.random.default_rng(seed).integers(0, 256, (10_000, 32, 32, 3), np.uint8)
     Image.fromarray(tiles.reshape(100, 100, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(3200, 3200, 3)).save(
@@ -92,3 +114,4 @@ def test_a_short_run_gives_all_figures(short_run: Callable[..., Figures], tmp_pa
     assert set(GOOD) <= set(figures)
     assert len(figures["high_dsm"]) == 4
     assert len(figures["high_poolformer"]) == 6
+    assert {f"accuracy_{net}_{side}px" for net in ("dsm", "gfnet") for side in claim.RESIZED} <= set(figures)

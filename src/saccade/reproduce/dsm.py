@@ -40,6 +40,7 @@ CLAIM = Claim(
 
 STEPS, CIFAR_STEPS, TEST = 400, 250, 2_000
 SIDES = (7, 14, 28, 56, 112)
+RESIZED = (24, 40, 48, 64)  # px that the networks, trained at 32, are tried at
 Batch = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -122,13 +123,44 @@ class Pool(nn.Module):
         return pooled.permute(0, 2, 3, 1) - x
 
 
-def poolformer() -> nn.Module:
-    """DSM-nano's shell with pooling for the mixers and one block more a stage: as many linear MACs."""
+class GlobalFilter(nn.Module):
+    """GFNet's mixer, (B, H, W, C) -> the same: a learnt complex number for every frequency of every channel.
+
+    Rao et al., "Global Filter Networks for Image Classification", NeurIPS 2021, arXiv:2107.00645. For other grids the
+    filter is resized as it lies, bilinearly with its corners kept.
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(0.02 * torch.randn(2 * width, grid[0], grid[1] // 2 + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        own: Tensor = self.filter
+        if own.shape[1:] != (height, width // 2 + 1):
+            own = F.interpolate(own[None], (height, width // 2 + 1), mode="bilinear", align_corners=True)[0]
+        gains = torch.complex(*own.permute(1, 2, 0).chunk(2, -1))
+        spectrum = torch.fft.rfft2(x, dim=(1, 2), norm="ortho")
+        return torch.fft.irfft2(spectrum * gains, s=(height, width), dim=(1, 2), norm="ortho")
+
+
+def shell(mixer: Callable[[Block], nn.Module]) -> nn.Module:
+    """DSM-nano with other mixers and one block more a stage: as many linear MACs."""
     model = create("dsm_nano", weights=None, depths=(3, 3))
     for module in list(model.modules()):
         if isinstance(module, Block):
-            module.add_module("mixer", Pool())
+            module.add_module("mixer", mixer(module))
     return model
+
+
+def poolformer() -> nn.Module:
+    """The shell with pooling."""
+    return shell(lambda _: Pool())
+
+
+def gfnet() -> nn.Module:
+    """The shell with global filters of each stage's grid."""
+    return shell(lambda block: GlobalFilter(block.mixer.p1.in_features, block.mixer.grid))
 
 
 def on_cifar(folder: Path, seed: int) -> Figures:
@@ -144,18 +176,25 @@ def on_cifar(folder: Path, seed: int) -> Figures:
         return x, classes[chosen]
 
     figures: dict[str, Any] = {"cifar10_steps": CIFAR_STEPS, "cifar10_training_pictures": len(pictures)}
-    makers = {"dsm": lambda: create("dsm_nano", weights=None), "poolformer": poolformer}
+    makers = {"dsm": lambda: create("dsm_nano", weights=None), "poolformer": poolformer, "gfnet": gfnet}
     for name, make in makers.items():
         start = seeded(make, seed)
         model = trained(start, batch, F.cross_entropy, CIFAR_STEPS, 2e-3, 0.05, 50, seed, name)
         figures[f"accuracy_{name}"] = accuracy(model, *test)
         figures[f"high_{name}"] = high_frequencies(model, test[0][:200])
         figures[f"parameters_{name}"] = sum(p.numel() for p in model.parameters())
+        if name != "poolformer":
+            figures |= {f"accuracy_{name}_{side}px": accuracy(model, at(side, test[0]), test[1]) for side in RESIZED}
         if isinstance(model, DSM) and name == "dsm":
             for keep in model.budgets():
                 model.budget = keep
                 figures[f"accuracy_keep_{keep:g}"] = accuracy(model, *test)
     return figures
+
+
+def at(side: int, pictures: Tensor) -> Tensor:
+    """The same pictures at another size, bilinearly without aliases."""
+    return F.interpolate(pictures, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 @torch.inference_mode()
