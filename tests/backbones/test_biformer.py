@@ -181,6 +181,25 @@ def test_the_dial_saves_what_the_routed_attention_costs_at_448_px() -> None:
     assert found[0] - found[1] == saved
 
 
+def test_from_448_to_896_px_memory_grows_no_faster_than_macs_and_the_dial_saves_at_both() -> None:
+    """S with a block a stage, run; its attention holds the routed regions of a few regions at a time."""
+    model: Any = create("biformer_small", weights=None, depths=(1, 1, 1, 1), num_classes=0)
+    weights = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
+    macs: dict[int, list[int]] = {448: [], 896: []}
+    tensors: dict[int, list[int]] = {448: [], 896: []}
+    for side in macs:
+        x = torch.zeros(1, 3, side, side)
+        for budget in (1.0, 0.25):
+            model.budget = budget
+            told = cost(model, x, timed=False)
+            macs[side].append(told.macs)
+            tensors[side].append(told.peak_bytes - weights)
+        assert macs[side][1] < macs[side][0]
+        assert tensors[side][1] <= tensors[side][0]
+    for small, large, least, most in zip(tensors[448], tensors[896], macs[448], macs[896], strict=True):
+        assert large / small <= most / least
+
+
 @pytest.mark.parametrize("topk", [(1, 0, 3, -1), (-1, -2, 0, 4)])
 def test_other_mixers_go_in_any_stage_and_are_read_back(topk: tuple[int, ...]) -> None:
     small = zoo.SMALL["biformer"]

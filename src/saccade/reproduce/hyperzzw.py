@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.hyperzzw import HyperZZW
+from saccade.backbones.hyperzzw.network import PENALTY
 from saccade.data.cifar10 import read_sheet
 from saccade.errors import InputError
 from saccade.nn.fuse import fuse
@@ -39,7 +40,7 @@ CLAIM = Claim(
 
 SMALL: dict[str, Any] = {"widths": (12, 24, 24, 24, 24), "omega": 10.0, "img_size": 16, "num_classes": 10}
 STEPS, WARMUP, RATE, BATCH = 372, 60, 6e-4, 64
-TRAIN, TEST, SMOOTHING, PENALTY = 4_000, 2_000, 0.1, 5e-5
+TRAIN, TEST, SMOOTHING = 4_000, 2_000, 0.1
 
 
 def run(data: Data, seed: int) -> Figures:

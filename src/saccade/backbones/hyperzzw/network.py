@@ -26,6 +26,7 @@ from saccade.nn.backbone import Backbone
 __all__ = ["GROUPS", "HyperChannel", "HyperInteraction", "HyperZZW", "RecurrentGate", "SlowFastBlock", "tiled"]
 
 GROUPS = 12  # of the standardisation behind the concatenation
+PENALTY = 5e-5  # of the norms in the published loss
 EPS = 1e-5
 
 
@@ -357,10 +358,15 @@ class HyperZZW(Backbone):
             found = last
         return self.forward_head(found), slow_neural_loss(kernels)
 
+    def with_auxiliary_loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and what the published training adds to the cross entropy: what `saccade train classify` takes."""
+        logits, slow = self.with_slow_neural_loss(x)
+        return logits, slow + PENALTY * self.penalty()
+
     def penalty(self) -> Tensor:
         """Norms (not squared) of the mixing layers' parameters, plus 1e-6 of those of the slow networks' weights.
 
-        The published training adds 5e-5 times this to the loss.
+        The published training adds `PENALTY` times this to the loss.
         """
         layers = [m for b in self._blocks() for m in (b.mlp, b.bottleneck, *b.local)]
         fast = [p for m in layers for n, p in m.named_parameters() if not n.startswith("slow.")]

@@ -1,4 +1,4 @@
-"""BiFormer beside its published steps run plainly, and bi-level routing attention beside attention to everything."""
+"""BiFormer beside its published steps run plainly, its dial, and its attention beside attention to everything."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from saccade.bench.classify import backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Contender, Row, compare, measure
 from saccade.ops.bi_level_routing import bi_level_routing_attention
+from saccade.registry import create
 
-__all__ = ["Plain", "PlainFull", "contests", "rows"]
+__all__ = ["Plain", "PlainFull", "contests", "dial_rows", "rows"]
 
 SIDE, WIDTH, HEADS, REGIONS, TOPK = 112, 64, 2, 7, 4  # of the operator's row: stage 1 of a 448 px picture
+SIDES = (448, 896)  # of the pictures that the dial is turned on
 
 
 class Plain(nn.Module):
@@ -92,7 +94,10 @@ def routing_attention(maps: tuple[Tensor, Tensor, Tensor], fast: bool | None = N
 
 
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
-    """The operator on stage 1 of a 448 px picture beside attention to everything; on a smaller map beside its truth."""
+    """The operator on stage 1 of a 448 px picture beside attention to everything, on a smaller map beside its truth.
+
+    And the dial of S, at both sizes of `SIDES`.
+    """
     chance = torch.Generator().manual_seed(0)
     found: list[Row] = []
     command = f"saccade bench backbones --system biformer --threads {threads}"
@@ -112,4 +117,25 @@ def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
         timings = measure([ours, contender(peer, other)], rounds, warmup=1)
         what = f"attention, {WIDTH} channels, {REGIONS}x{REGIONS} regions, topk {TOPK}"
         found += compare(timings, ours.name, system="biformer", what=what, size=f"{side}x{side}", command=command)
+    for side in SIDES:
+        found += dial_rows(threads, rounds, side, command)
     return found, []
+
+
+def dial_rows(
+    threads: int, rounds: int, side: int, command: str, name: str = "biformer_small", **more: Any
+) -> list[Row]:
+    """A quarter of the routed regions beside the other settings of the dial: one network, eager, one picture."""
+    model: Any = create(name, weights=None, **more)
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def run(budget: float, x: Tensor) -> Any:
+        model.budget = budget
+        return model(x)
+
+    told = {budget: f"{name}, budget {budget:g}" for budget in model.budgets()}
+    contenders = [eager(told[budget], partial(run, budget), x, threads) for budget in told]
+    least = told[min(told)]
+    what = f"{name}, 1 picture, budgets"
+    timings = measure(contenders, rounds, warmup=1)
+    return compare(timings, least, system="biformer", what=what, size=f"{side}x{side}", command=command)
