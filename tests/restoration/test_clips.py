@@ -143,6 +143,29 @@ def test_a_clip_is_deblurred_with_a_grid_of_functions_at_one_level(tmp_path, cli
     assert sound(tmp_path / "out.mp4") == sound(clip)
 
 
+def test_what_a_clip_could_not_keep_is_told_by_every_worker(tmp_path, clip):
+    with av.open(str(tmp_path / "odd.mkv"), "w") as container:
+        video = container.add_stream("ffv1", rate=25)
+        video.height, video.width, video.pix_fmt = 33, 41, "yuv420p"
+        for i in range(2):
+            frame = av.VideoFrame.from_ndarray(np.full((33, 41, 3), 90 * i, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    report = Restorer(threads=1).video(tmp_path / "odd.mkv", tmp_path / "out.webm")
+    assert any("needs even sides" in notice for notice in report.notices), report.notices
+
+
+def test_a_global_network_on_tiles_of_a_clip_says_so(tmp_path, clip):
+    save(create("histoformer_tiny", weights=None), tmp_path / "h.safetensors")
+    worker = Restorer(model=tmp_path / "h.safetensors", max_memory=4 << 30, threads=1)
+    report = worker.video(clip, tmp_path / "whole.mp4")
+    assert (report.tiles, report.notices) == (FRAMES, [])
+    worker.engine().tile = (64, 32)
+    report = worker.video(clip, tmp_path / "tiled.mp4")
+    assert report.tiles == 2 * FRAMES
+    assert "saw 2 overlapping tiles of each frame: an approximation" in report.notices[0]
+
+
 def test_a_damaged_frame_is_named_and_nothing_is_left(tmp_path, weights, clip):
     with av.open(str(clip)) as container:
         places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]

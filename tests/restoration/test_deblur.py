@@ -345,6 +345,12 @@ def test_levels_that_are_not_positive_are_refused(levels: object) -> None:
         Deblurrer(np.ones((3, 3)), noise_levels=levels)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("level", [0.0, -1.0, math.nan])
+def test_a_level_of_one_picture_is_positive_too(level: float) -> None:
+    with pytest.raises(UsageError, match="positive"):
+        Deblurrer(np.ones((3, 3))).array(np.zeros((16, 16, 3), np.uint8), level)
+
+
 def test_models_that_read_no_bank_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes an ACFormer"):
         Deblurrer(np.ones((3, 3)), create("sesr_m5", weights=None))
@@ -400,7 +406,7 @@ def test_missing_files_folders_and_large_files_are_refused(tmp_path: Path, monke
         read_psf(tmp_path / "none.npy")
     with pytest.raises(InputError, match="folder"):
         read_psf(tmp_path)
-    monkeypatch.setattr("saccade.restoration.metalens_former.deblur.LARGEST_FILE", 100)
+    monkeypatch.setattr("saccade.restoration.metalens_former.psfs.LARGEST_FILE", 100)
     (tmp_path / "psf.npy").write_bytes(stored(np.ones((5, 5))))
     with pytest.raises(InputError, match="more than 100"):
         read_psf(tmp_path / "psf.npy")

@@ -115,6 +115,9 @@ def test_a_file_with_a_step_missing_is_refused() -> None:
     with pytest.raises(CheckpointError, match="without gaps"):
         from_official(state)
     assert from_official({"operations.0.haar_weights": torch.zeros(1), "body.0.F.conv5.weight": torch.zeros(1)}) is None
+    lacking = {k: v for k, v in IRN((1,), 4).state_dict().items() if not k.endswith("F.conv1.bias")}
+    with pytest.raises(CheckpointError, match=r"lacks operations\.1\.F\.conv1\.bias"):
+        from_official(lacking)
 
 
 def test_irn_refuses_sizes_that_it_cannot_halve_and_names_the_way_out() -> None:

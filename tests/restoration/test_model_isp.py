@@ -408,3 +408,28 @@ def test_networks_are_exported_with_dynamic_sizes_and_counted_by_shapes() -> Non
         torch.testing.assert_close(exported.module()(other), model(other), atol=1e-4, rtol=0)
     counted = cost(create("raw_denoiser", weights=None), torch.empty(1, 4, 32, 32, device="meta"))
     assert counted.macs == 32 * 32 * 9 * (8 * 32 + 5 * 32 * 32 + 32 * 4)
+
+
+@pytest.mark.parametrize("kept", ["wb", "tone"])
+def test_a_pipeline_of_one_stage_learns_too(kept: str) -> None:
+    model = isp(disabled=[name for name in STAGES if name != kept])
+    clean = photo(48, 64, 2)
+    pairs = Pairs.of([(noisy_pair(isp(seed=1), picture[None])[1][0], picture) for picture in clean], pixels=256)
+    before = {name: value.clone() for name, value in model.stages[kept].state_dict().items()}
+    fit(model, pairs, steps=2, batch=2, pixels=64)
+    assert any(not torch.equal(value, before[name]) for name, value in model.stages[kept].state_dict().items())
+
+
+def test_training_that_has_nothing_to_learn_or_no_time_is_refused() -> None:
+    clean = photo(48, 64, 1)
+    pairs = Pairs.of([(noisy_pair(isp(seed=1), clean)[1][0], clean[0])], pixels=64)
+    with pytest.raises(UsageError, match="nothing to learn"):
+        fit(isp(disabled=STAGES), pairs, steps=1)
+    with pytest.raises(UsageError, match="seconds"):
+        fit(isp(), pairs, steps=1, seconds=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_noise_keeps_the_precision_of_the_raw(dtype: torch.dtype) -> None:
+    noisy, _, _ = add_noise(torch.full((1, 4, 8, 8), 0.2, dtype=dtype), torch.Generator().manual_seed(0))
+    assert noisy.dtype == dtype

@@ -145,6 +145,17 @@ def test_it_exports_with_free_height_and_width(scale: int) -> None:
             torch.testing.assert_close(exported(x), network(x))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [4, 2, 1])
+def test_it_compiles_once_for_sizes_that_change_odd_ones_too(scale: int) -> None:
+    network = drawn(scale=scale, blocks=1, width=4, growth=2)
+    compiled = torch.compile(network, fullgraph=True)
+    with torch.inference_mode():
+        for shape in ((8, 10), (9, 11), (12, 8)):  # from the second on, sizes are free
+            x = torch.rand(1, 3, *shape)
+            torch.testing.assert_close(compiled(x), network(x), rtol=1e-5, atol=1e-6)
+
+
 def test_mirrored_inference_keeps_the_size_and_refuses_what_is_too_small() -> None:
     network = drawn()
     assert mirrored(network, torch.rand(1, 3, 16, 24)).shape == (1, 3, 64, 96)

@@ -20,6 +20,7 @@ from saccade.errors import InputError, UsageError
 from saccade.registry import create
 from saccade.restoration.pcsr import PCSR, blockwise, routing
 from saccade.restoration.pcsr import network as network_module
+from saccade.restoration.pcsr import training as training_module
 from saccade.restoration.pcsr.grid import FreeGrid, PhaseGrid, queries
 
 PUBLISHED = {"pcsr_fsrcnn": 24_502, "pcsr_carn": 168_970, "pcsr_srresnet": 1_078_390}
@@ -371,7 +372,7 @@ def test_refinement_is_on_from_x4() -> None:
 def test_blockwise_loss_and_gradient_equal_the_plain_ones(
     phase: int, scale: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network_module, "BLOCK", 100)
+    monkeypatch.setattr(training_module, "BLOCK", 100)
     assert blockwise.BLOCK != 100
     model, lr, hr = small(scale), picture(7, 8, 2), picture(7 * scale, 8 * scale, 2, seed=1)
     light, heavy, margin = truth(model, lr, (7 * scale, 8 * scale))

@@ -317,3 +317,22 @@ def test_a_file_with_any_note_is_enlarged_or_refused(text: str, model: IARN, tmp
     report = Enlarger(model, size=(9, 8)).picture(tmp_path / "s.png", tmp_path / "l.png", overwrite=True)
     assert any("note" in n for n in report.notices)
     (tmp_path / "l.png").unlink()
+
+
+def test_a_small_picture_without_its_note_is_not_left_behind(
+    model: IARN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = stored(tmp_path / "photo.png", 53, 80)
+
+    def full(path: Path, notes: dict[str, str]) -> None:
+        raise InputError(f"cannot write {path}: no space left on device")
+
+    monkeypatch.setattr("saccade.restoration.rescale.workers.add_text", full)
+    with pytest.raises(InputError, match="no space left"):
+        shrink(source, tmp_path / "small.png", scale=2.0, model=model)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_negative_number_of_threads_is_refused(model: IARN) -> None:
+    with pytest.raises(UsageError, match="threads must not be negative, got -1"):
+        Shrinker(model, scale=2.0, threads=-1)

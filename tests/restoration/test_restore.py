@@ -114,6 +114,7 @@ def test_alpha_is_kept_and_every_kind_of_picture_comes_back_as_it_came(weights: 
         ({"task": "deblur", "psf": np.ones((3, 3)), "noise_level": 0.1, "model": "acformer"}, "filter alone"),
         ({"noise_level": 0.1}, "known blur"),
         ({"linear": True}, "known blur"),
+        ({"model": "cleaner", "budget": 0.5}, "cleaner has no dial"),
         ({"budget": 1.5}, "budget"),
     ],
 )

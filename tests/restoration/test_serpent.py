@@ -358,3 +358,12 @@ def test_variants_are_told_from_shapes_alone() -> None:
         recipe = from_state(state)
         assert recipe is not None
         assert (recipe.model, recipe.options) == (name, {})
+
+
+@pytest.mark.parametrize(("width", "ratio"), [(11, 1.37), (11, 1.4), (13, 1.2), (10, 0.77)])
+def test_a_bare_state_dict_tells_its_inner_widths_whatever_their_ratio(width: int, ratio: float) -> None:
+    made = Serpent(width, (1, 1, 1, 1), 2, ratio, (1, 2))
+    recipe = from_state(made.state_dict())
+    assert recipe is not None
+    again = create(recipe.model, weights=None, **recipe.options)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in made.state_dict().items()}

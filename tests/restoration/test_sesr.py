@@ -441,3 +441,12 @@ def test_the_papers_expansion_can_be_asked_for_by_name(name: str) -> None:
 def test_a_network_that_the_aimet_form_cannot_hold_is_refused() -> None:
     with pytest.raises(UsageError, match="12 wide at x2"):
         AnchoredSESR(1, 12, 2)
+
+
+@pytest.mark.parametrize("name", ["sesr", "sesr_rgb"])
+@pytest.mark.parametrize(
+    "options", [{"width": 0}, {"width": -3}, {"blocks": -1}, {"expansion": 0}, {"expansion": -1}], ids=str
+)
+def test_options_that_make_no_network_are_refused(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=r"SESR needs at least one channel|a collapsible block needs channels"):
+        create(name, weights=None, **options)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -76,12 +76,24 @@ def parse_white_balance(text: str) -> str | tuple[float, float, float]:
     """
     if text in ("camera", "auto"):
         return text
+    return white_balance_factors(text.split(","), text)
+
+
+def white_balance_factors(factors: Iterable[Any], told: Any) -> tuple[float, float, float]:
+    """Three positive factors, of numbers or their text.
+
+    Args:
+        told: what the user gave, for the error.
+
+    Raises:
+        UsageError: they are something else.
+    """
     try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
+        red, green, blue = (float(factor) for factor in factors)
+    except (TypeError, ValueError):
         red = green = blue = math.nan
     if not all(0 < v < 1000 for v in (red, green, blue)):
-        raise UsageError(f"a white balance is camera, auto, or three positive factors R,G,B, not {text!r}")
+        raise UsageError(f"a white balance is camera, auto, or three positive factors R,G,B, not {told!r}")
     return red, green, blue
 
 
@@ -150,7 +162,11 @@ class Developer:
             raise UsageError(f"the exposure is changed by -10 to 10 stops, not {exposure}")
         if method not in ("malvar", "bilinear"):
             raise UsageError(f"no demosaicking by {method!r}; there are malvar and bilinear")
-        self.white_balance = parse_white_balance(white_balance) if isinstance(white_balance, str) else white_balance
+        self.white_balance = white_balance
+        if isinstance(white_balance, str):
+            self.white_balance = parse_white_balance(white_balance)
+        elif white_balance is not None:
+            self.white_balance = white_balance_factors(white_balance, white_balance)
         self.isp = learnt_isp(model, budget)
         if self.isp is not None and (tone is not None or isinstance(self.white_balance, str)):
             raise UsageError("a learnt ISP has its own tone and white balance; only factors R,G,B can be given")
@@ -276,19 +292,14 @@ class Developer:
 def grey_world(raw: RawPicture) -> tuple[float, float, float]:
     """Factors that make the mean of the picture grey, clipped cells left out."""
     height, width = (n // 2 for n in raw.plane.shape)
-    means = []
+    rows = []
     for top in range(0, height, max(1, height // 64)):
         cells = raw.packed(top, 1)[:, 0, :: max(1, width // 64)]
-        means.append(cells[:, (cells < CLIPPED).all(0)])
-    red, green, blue = (
-        _cell_colours(np.concatenate(means, 1), raw.pattern).mean(1)
-        if sum(m.size for m in means)
-        else (
-            1.0,
-            1.0,
-            1.0,
-        )
-    )
+        rows.append(cells[:, (cells < CLIPPED).all(0)])
+    unclipped = np.concatenate(rows, 1)
+    if not unclipped.size:
+        return 1.0, 1.0, 1.0
+    red, green, blue = _cell_colours(unclipped, raw.pattern).mean(1)
     if min(red, green, blue) <= 1e-4:
         return 1.0, 1.0, 1.0  # black, or one colour only: there is no telling
     return float(green / red), 1.0, float(green / blue)

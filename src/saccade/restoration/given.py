@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from saccade.errors import InputError, UsageError
-from saccade.io.pil import from_pil, to_16_bits
+from saccade.io.pil import from_pil, to_16_bits, to_pil
 
-__all__ = ["Worker", "apply", "names_folder", "targets", "to_pil"]
+__all__ = ["Worker", "apply", "names_folder", "targets"]
 
 
 class Worker(Protocol):
@@ -59,18 +59,6 @@ def apply(worker: Worker, image: Any, output: str | Path | None = None, *, overw
     if hasattr(image, "detach"):
         return _tensor_like(image, worker)
     raise InputError(f"a picture is a path, a PIL image, a numpy array or a tensor, not {type(image).__name__}")
-
-
-def to_pil(colour: np.ndarray, alpha: np.ndarray | None) -> Any:
-    from PIL import Image
-
-    if colour.dtype == np.uint16 and colour.shape[2] == 1 and alpha is None:
-        return Image.fromarray(colour[:, :, 0])
-    if colour.dtype == np.uint16:  # PIL has no 16-bit colour
-        colour = np.rint(colour / 257).astype(np.uint8)
-        alpha = None if alpha is None else np.rint(alpha / 257).astype(np.uint8)
-    pixels = colour if alpha is None else np.concatenate((colour, alpha[:, :, None]), 2)
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _array_like(image: np.ndarray, worker: Worker) -> np.ndarray:

@@ -87,8 +87,8 @@ class RRDBNet(nn.Module):
     Shape: (B, 3, h, w) RGB in [0, 1] -> (B, 3, scale*h, scale*w); not clamped. At x2 and x1 any size: sides that are no
         multiples of the unshuffle are continued by their last pixels and cut again.
 
-    It compiles, and exports to `torch.export` and ONNX with free height and width (at x2 and x1 the multiples of the
-    unshuffle).
+    It compiles with free height and width, and exports to `torch.export` and ONNX with them (at x2 and x1 the multiples
+    of the unshuffle).
 
     Raises:
         UsageError: another scale, no channels or blocks.
@@ -139,7 +139,9 @@ class RRDBNet(nn.Module):
         height, width = picture.shape[-2:]
         x = picture
         if self.shuffle > 1:
-            x = F.pad(x, (0, -width % self.shuffle, 0, -height % self.shuffle), mode="replicate")
+            # not -n % shuffle: of a size that is left free torch's compiler cannot take the remainder of a negative
+            below, beside = ((n + self.shuffle - 1) // self.shuffle * self.shuffle - n for n in (height, width))
+            x = F.pad(x, (0, beside, 0, below), mode="replicate")
             x = F.pixel_unshuffle(x, self.shuffle)
         x = self.conv_first(x)
         x = x + self.conv_body(self.body(x))  # (B, width, h, w)

@@ -207,7 +207,7 @@ class Restorer(Streamed):
         weights = registry.default_weights(model)
         if weights is None:
             raise UsageError(f"no weights ship for {model}; give a file, or one of: {', '.join(_shipped())}")
-        return self._settle(model, weights)
+        return self._with_dial(self._settle(model, weights))
 
     def _auto(self, task: str) -> _Choice:
         found = [(n, w) for n in TASKS[task] if (w := registry.default_weights(n)) is not None]
@@ -232,7 +232,17 @@ class Restorer(Streamed):
             raise CheckpointError(f"{path.name} was written for a model this version does not have: {error}") from error
         if entry.task != "restoration":
             raise CheckpointError(f"{path.name} holds {name}, a network for {entry.task}: it restores no pictures")
-        return self._settle(name, path)
+        return self._with_dial(self._settle(name, path))
+
+    def _with_dial(self, choice: _Choice) -> _Choice:
+        """The network that the user named, if it has a dial where a budget is asked for.
+
+        Raises:
+            UsageError: it has none.
+        """
+        if self.budget is not None and (choice.fixed or not hasattr(self._loaded(choice.weights), "budget")):
+            raise UsageError(f"{choice.name} has no dial; --budget goes with --model auto or a network that has one")
+        return choice
 
     def _settle(self, name: str, weights: Path) -> _Choice:
         facts = registry.entry(name).facts
@@ -334,14 +344,13 @@ class Restorer(Streamed):
 
     def account(self, report: Report) -> None:
         report.macs = self.choice.macs * report.size[0] * report.size[1] * report.frames
-        if not self.choice.fixed and report.tiles > 1:
+        who = "the autoencoder of the transport" if self._in_latent else ""
+        if not self.choice.fixed:
+            who = f"{self.choice.name} attends to the whole picture; it"
+        if who and report.tiles > report.frames:
+            each = " of each frame" if report.frames > 1 else ""
             report.notices.append(
-                f"{self.choice.name} attends to the whole picture; it saw {report.tiles} overlapping tiles: "
-                "an approximation (more --max-memory makes them larger)"
-            )
-        elif self._in_latent and report.tiles > 1:
-            report.notices.append(
-                f"the autoencoder of the transport saw {report.tiles} overlapping tiles: an approximation (more "
+                f"{who} saw {report.tiles // report.frames} overlapping tiles{each}: an approximation (more "
                 "--max-memory makes them larger)"
             )
         if self.budget is not None and self.choice.macs:

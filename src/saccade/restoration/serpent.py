@@ -458,6 +458,17 @@ _BLOCK = re.compile(r"(enc\.\d+|mid)\.(\d+)\.norm1\.weight$")
 _LOGS, _EMBED = "enc.0.0.ssm.{}.A_logs", "enc.0.0.embed.{}.0.weight"
 
 
+def _ratio(width: int, inner: int, deepest: int) -> float:
+    """The ratio whose products with the widths of the levels, rounded down, are the inner widths of a file.
+
+    Args:
+        width: channels of the first level; the deepest has four times as many.
+        inner, deepest: inner channels of those two.
+    """
+    tried = (inner / width, (deepest + 0.5) / (4 * width))
+    return next((r for r in tried if (int(r * width), int(r * 4 * width)) == (inner, deepest)), tried[0])
+
+
 @recognise("serpent", keys=("stem.weight", "enc.0.0.ssm.0.A_logs", "mid.0.ssm.0.x_proj_weight", "head.weight"))
 def from_state(state: StateDict) -> Recipe | None:
     """A bare state dict of our network: everything is read from names and shapes.
@@ -476,7 +487,8 @@ def from_state(state: StateDict) -> Recipe | None:
         logs, width = state[_LOGS.format(0)], state["stem.weight"].shape[0]
         blocks = tuple(depths[level] for level in ("enc.0", "enc.1", "enc.2", "mid"))
         scales = (1, *(state[_EMBED.format(k)].shape[-1] for k in range(1, count)))
-        options = {"states": logs.shape[1], "ratio": logs.shape[0] / 4 / width, "scales": scales}
+        ratio = _ratio(width, logs.shape[0] // 4, state["mid.0.ssm.0.A_logs"].shape[0] // 4)
+        options = {"states": logs.shape[1], "ratio": ratio, "scales": scales}
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"this Serpent file lacks what tells its shape ({error})") from error
     for name, (w, n, s, r) in VARIANTS.items():

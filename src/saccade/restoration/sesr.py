@@ -64,13 +64,15 @@ class LinearBlock(nn.Module):
     Shape: (B, inputs, h, w) -> (B, outputs, h, w), zero padding.
 
     Raises:
-        UsageError: an even or non-positive kernel size.
+        UsageError: an even or non-positive kernel size, or no channels.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, expansion: int | None, bias: Bias = "none") -> None:
         super().__init__()
         if size < 1 or size % 2 == 0:
             raise UsageError(f"a collapsible block needs an odd kernel size, not {size}")
+        if min(inputs, outputs) < 1 or (expansion is not None and expansion < 1):
+            raise UsageError(f"a collapsible block needs channels, not {inputs}, {outputs} and {expansion} inside")
         self.inputs, self.outputs, self.size, self.expansion, self.bias = inputs, outputs, size, expansion, bias
         self.residual = inputs == outputs
         if expansion is None:
@@ -258,7 +260,8 @@ class AnchoredSESR(nn.Module):
     Shape: (B, 3, h, w) in [0, 1] -> (B, 3, scale*h, scale*w); clamped in evaluation mode only (the zoo does not).
 
     Raises:
-        UsageError: another scale, or a width of 3*scale^2, where the last block would hold a residual.
+        UsageError: another scale, no width, a negative number of blocks, or a width of 3*scale^2, where the last block
+            would hold a residual.
         InputError: in evaluation mode, what is no RGB picture in [0, 1].
     """
 
@@ -269,6 +272,8 @@ class AnchoredSESR(nn.Module):
         super().__init__()
         if scale not in SCALES:
             raise UsageError(f"SESR enlarges by 2, 3 or 4, not by {scale}")
+        if blocks < 0 or width < 1:
+            raise UsageError(f"SESR needs at least one channel and no negative depth, not {width} and {blocks}")
         if width == 3 * scale**2:
             raise UsageError(f"this form of SESR cannot be {width} wide at x{scale}")
         self.scale, self.width, self.expansion = scale, width, expansion

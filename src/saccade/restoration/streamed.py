@@ -48,7 +48,7 @@ class Report:
         source, target: file names ("" for arrays).
         size, made: width and height in pixels, before and after.
         model, scale, backend, device, threads: what ran.
-        tiles: how many.
+        tiles: how many, of all frames.
         frames: 1 for pictures.
         macs: multiply-accumulates of the network, halos not counted.
         budget: None, or {"asked": ..., "macs_fraction": ..., "shares": {...}}: what the dial did.
@@ -148,6 +148,11 @@ class Streamed:
         Raises:
             InputError: another shape or dtype, or an empty picture.
         """
+        made, clear, _ = self._worked(colour, alpha)
+        return made, clear
+
+    def _worked(self, colour: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """What `array` gives, and the number of tiles."""
         check_array(colour, alpha)
         height, width, channels = colour.shape
         scale = self.scale
@@ -167,8 +172,8 @@ class Streamed:
 
         self.engine(channels, str(colour.dtype))
         self.agree(patches(width, height, read))
-        self._stream(Picture(width, height, channels, str(colour.dtype), alpha is not None), read, write)
-        return made, clear
+        tiles = self._stream(Picture(width, height, channels, str(colour.dtype), alpha is not None), read, write)
+        return made, clear, tiles
 
     def picture(
         self,
@@ -233,14 +238,16 @@ class Streamed:
         began = time.perf_counter()
         reader = open_video(source)
         report = self._report(str(source), str(target), (reader.width, reader.height), self.engine())
-        report.frames, report.notices = 0, reader.notices
+        report.frames = 0
         written = VideoWriter(target, *report.made, like=reader, quality=quality, overwrite=overwrite)
         with written as writer, self.one_clip():
             for frame in reader:
-                writer.write(self.array(frame)[0])
-                report.frames += 1
+                made, _, tiles = self._worked(frame, None)
+                writer.write(made)
+                report.frames, report.tiles = report.frames + 1, report.tiles + tiles
                 if advance:
                     advance(frame.shape[0] * frame.shape[1])
+            report.notices = [*reader.notices, *writer.notices]
         self.account(report)
         report.seconds = time.perf_counter() - began
         return report

@@ -250,7 +250,7 @@ def from_official(state: StateDict) -> Recipe | None:
     """IRN's published files (IRN_x2.pth, IRN_x4.pth): our key names are theirs.
 
     Raises:
-        CheckpointError: Haar steps without blocks between them, as no published file has.
+        CheckpointError: steps or tensors are missing.
     """
     steps: dict[int, bool] = {}
     for key in state:
@@ -262,7 +262,10 @@ def from_official(state: StateDict) -> Recipe | None:
         raise CheckpointError("the steps of an IRN are numbered without gaps; some are missing here")
     haars = [i for i in sorted(steps) if steps[i]]
     blocks = tuple(b - a - 1 for a, b in zip(haars, [*haars[1:], len(steps)], strict=True))
-    growth = int(state[next(k for k in state if k.endswith(".F.conv1.bias"))].shape[0])
+    first = next((f"operations.{i}.F.conv1.bias" for i in sorted(steps) if not steps[i]), "any coupling")
+    if first not in state:
+        raise CheckpointError(f"this IRN file lacks {first}")
+    growth = int(state[first].shape[0])
     known = {(8,): "irn_x2", (8, 8): "irn_x4"}
     name = known.get(blocks, "irn_x2" if len(blocks) == 1 else "irn_x4")
     options = {} if blocks in known and growth == 32 else {"blocks": list(blocks), "growth": growth}

@@ -15,6 +15,7 @@ windows a few rows at a time, and the mean is taken before the last convolution 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import cast
 
@@ -347,7 +348,7 @@ class ACFormer(nn.Module):
         super().__init__()
         _check(filters, dim, blocks, channel_heads, spatial_heads, window, query_sizes, embed, embed_heads)
         self.filters, self.in_channels = filters, 3 * filters
-        self.multiple = _common(8 * window, embed_window)
+        self.multiple = math.lcm(8 * window, embed_window)
 
         def level(count: int, i: int, width: int, per_pixel: bool, size: int) -> nn.Sequential:
             heads = channel_heads[i], spatial_heads[i]
@@ -423,13 +424,6 @@ def continued(x: Tensor, below: int, right: int) -> Tensor:
             i = torch.arange(n + more, device=x.device) % max(1, 2 * n - 2)
             x = x.index_select(axis, torch.where(i < n, i, 2 * n - 2 - i))
     return x
-
-
-def _common(a: int, b: int) -> int:
-    """The least common multiple."""
-    import math
-
-    return math.lcm(a, b)
 
 
 def _check(

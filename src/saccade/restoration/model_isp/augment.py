@@ -45,6 +45,7 @@ def sample_settings(
             continue
         base = model.encoder_inv.average(name).expand(count, -1) if own is None else own[name]
         drawn = -torch.rand(base.shape, generator=generator).clamp_min(1e-9).log()  # exponentials: Dirichlet(1, ..., 1)
+        drawn = drawn.to(base)
         weights[name] = (1 - spread) * base + spread * drawn / drawn.sum(-1, keepdim=True)
     return model.mix(weights)
 
@@ -64,7 +65,7 @@ def add_noise(
     shot, read = noise_levels(len(packed), generator) if levels is None else levels
     shot, read = shot.to(packed), read.to(packed)
     variance = noise_variance(packed, shot[:, None, None, None], read[:, None, None, None])
-    return packed + variance.clamp_min(0).sqrt() * torch.randn(packed.shape, generator=generator), shot, read
+    return packed + variance.clamp_min(0).sqrt() * torch.randn(packed.shape, generator=generator).to(packed), shot, read
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def losses(model: ModelISP, batch: Pairs) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {
         "rgb": (there[-1][:, :, 0] - batch.rgb).abs().mean(),
         "raw": (back[-1][:, :, 0] - batch.raw)[batch.known].abs().mean(),
-        "stages": torch.stack(inner).mean(),
+        "stages": torch.stack(inner).mean() if inner else batch.rgb.new_zeros(()),  # one stage has nothing between
     }
     settings = [model.mix(w) for w in weights.values()]
     matrices = torch.cat([s.ccm for s in settings if s.ccm is not None] or [torch.eye(3)[None]])
@@ -156,10 +156,14 @@ def fit(
         The model in evaluation mode.
 
     Raises:
-        UsageError: no steps, or an empty batch.
+        UsageError: no steps or time, an empty batch, or no stage that learns.
     """
     if min(steps, batch, pixels) < 1:
         raise UsageError(f"training takes at least one step, pair and pixel, not {steps}, {batch}, {pixels}")
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"training takes more than 0 seconds, not {seconds}")
+    if set(LEARNT) <= set(model.disabled):
+        raise UsageError("there is nothing to learn: every stage with a dictionary is disabled")
     model.train()
     groups = [{"params": list(_part(model, name)), "share": share} for name, share in SHARES.items()]
     optimiser = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99))

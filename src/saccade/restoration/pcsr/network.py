@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from saccade.budget import check_budget
 from saccade.errors import InputError, UsageError
 from saccade.restoration.pcsr import routing
-from saccade.restoration.pcsr.blockwise import BLOCK, SumOverBlocks
 from saccade.restoration.pcsr.export import OneSampler
 from saccade.restoration.pcsr.grid import Fast, FreeGrid, PhaseGrid, queries
 from saccade.restoration.pcsr.sampler import Sampler
+from saccade.restoration.pcsr.training import loss
 
 __all__ = ["PCSR", "Report"]
 
@@ -464,17 +464,8 @@ class PCSR(nn.Module):
             raise UsageError(f"PCSR trains in phases 0 and 1, there is no phase {phase}")
         return [p for part in parts[phase] for p in part.parameters()]
 
-    def _columns(self, lr: Tensor) -> Tensor:
-        """Features of a batch as (D, B*h*w)."""
-        mean: Tensor = self.mean  # type: ignore[assignment]
-        features: Tensor = self.encoder(lr - mean)
-        return features.transpose(0, 1).flatten(1)
-
     def training_loss(self, lr: Tensor, hr: Tensor, phase: int) -> Tensor:
-        """Loss of one training step on every pixel of the crops (section 3.3); whole scales only.
-
-        Phase 0 is the L1 of the heavy sampler. Phase 1 holds encoder and heavy sampler frozen, in evaluation mode,
-        and trains on the soft mixture: 1000 L1 + 3 |sum p_heavy - N/2| / (N/2), N all pixels of the batch.
+        """Loss of one training step on every pixel of the crops (`pcsr.training`); whole scales only.
 
         Args:
             lr: (B, 3, h, w) in [0, 1].
@@ -484,38 +475,4 @@ class PCSR(nn.Module):
         Raises:
             UsageError: a scale that is not whole, another phase, or sizes that do not belong together.
         """
-        s = int(self.scale)
-        if s != self.scale:
-            raise UsageError(f"training needs a whole scale, not {self.scale:g}")
-        batch, _, h, w = lr.shape
-        if hr.shape != (batch, 3, h * s, w * s):
-            raise UsageError(f"targets {tuple(hr.shape)} do not belong to inputs {tuple(lr.shape)} at x{s}")
-        residual = hr - self._bilinear(lr, (h * s, w * s))
-        residual = residual.view(batch, 3, h, s, w, s).permute(1, 3, 5, 0, 2, 4).reshape(3, s * s, -1)  # by phase
-        parameters = self.phase_parameters(phase)
-        block = max(1, BLOCK // (s * s))
-        if phase == 0:
-
-            def heavy_loss(features: Tensor, a: int, b: int) -> Tensor:
-                return F.l1_loss(self.heavy.dense(features, s), residual[..., a:b], reduction="sum") / residual.numel()
-
-            return SumOverBlocks.apply(heavy_loss, block, self._columns(lr), *self.heavy.parameters())
-
-        self.encoder.eval()
-        self.heavy.eval()
-        with torch.no_grad():
-            features = self._columns(lr)
-            half = residual[0].numel() / 2
-            surplus = self.classifier.dense(features, s).softmax(0)[1].sum() - half
-
-        def mixed_loss(features: Tensor, a: int, b: int) -> Tensor:
-            with torch.no_grad():
-                heavy = self.heavy.dense(features, s)
-            share = self.classifier.dense(features, s).softmax(0)  # light, heavy
-            mixed = share[:1] * self.light.dense(features, s) + share[1:] * heavy
-            quality = F.l1_loss(mixed, residual[..., a:b], reduction="sum") / residual.numel()
-            # the derivative of |surplus| is its sign times that of the sum
-            balance = surplus.sign() * (share[1].sum() - half * (b - a) / residual.shape[-1]) / half
-            return 1000 * quality + 3 * balance
-
-        return SumOverBlocks.apply(mixed_loss, block, features, *parameters)
+        return loss(self, lr, hr, phase)

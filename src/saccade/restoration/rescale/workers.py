@@ -1,18 +1,9 @@
-"""Shrink a picture so that it can be enlarged back almost without loss; files, arrays, any size, in bounded memory.
-
-    photo -- tiles with their halo -- network's F -- 8 bit -- small.png + note (model, sizes, kind, checksum of pixels)
-    small.png -- note -- tiles with their halo -- network's G and F -- large picture
-
-The small picture must stay what it is, bit for bit: it is a PNG, and its note says by a checksum whether it still is.
-Tiles know their place in the whole picture, so that the seams of a tiled result are those of a whole one: none.
-"""
+"""Shrinking and enlarging with a network: files, arrays, any size, a tile at a time."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,82 +22,30 @@ from saccade.io import PictureReader, Saving, create_picture, open_picture
 from saccade.io.files import check_target
 from saccade.io.png import add_text, read_text
 from saccade.restoration.iarn import IARN
-from saccade.restoration.iarn.phases import Window, maps, window
-from saccade.runtime.stream import QUEUED, RESIDENT, check_array, give_blocks_back
+from saccade.restoration.iarn.phases import Window, window
+from saccade.restoration.rescale.note import KEYWORD, Note, parse_note
+from saccade.restoration.rescale.tiles import (
+    Advance,
+    InMemory,
+    Planes,
+    around,
+    beside,
+    checksum,
+    cut,
+    inner_of,
+    resized_alpha,
+    rgb,
+    scaled,
+    stacked,
+    to_bytes,
+)
+from saccade.runtime.stream import QUEUED, RESIDENT, give_blocks_back
 from saccade.runtime.threads import on_threads
 
-__all__ = ["KEYWORD", "Enlarger", "Note", "Report", "Shrinker", "enlarge", "parse_note", "shrink"]
+__all__ = ["Enlarger", "Report", "Rescaler", "Shrinker", "fingerprint"]
 
-KEYWORD = "saccade-rescale"
-FORMAT = 1
 LARGEST = 4.0  # factor up to which the network was trained
 TILES = (512, 384, 256, 192, 128, 96, 64, 32)  # sides in small pixels, the largest that fits is taken
-Advance = Callable[[float], None]
-Planes = tuple[np.ndarray, np.ndarray | None]  # (h, w, 1 or 3) colour, (h, w) alpha or None
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a small picture says of itself, in its PNG's tEXt.
-
-    Attributes:
-        model, weights: the network's name, and the first digits of the SHA-256 of its weights.
-        size: (width, height) of the picture that was shrunk.
-        grey: whether that was grey (the small picture is in colour all the same: detail hides in its colours).
-        bits: of a sample of that picture, 8 or 16.
-        pixels: CRC-32 of the small picture's colour samples.
-    """
-
-    model: str
-    weights: str
-    size: tuple[int, int]
-    grey: bool
-    bits: int
-    pixels: int
-
-    def text(self) -> str:
-        """As it stands in the file."""
-        told = {"format": FORMAT, **asdict(self), "size": list(self.size), "pixels": f"{self.pixels:08x}"}
-        return json.dumps(told, separators=(",", ":"))
-
-
-def parse_note(text: str) -> Note:
-    """Read a note.
-
-    Raises:
-        InputError: damaged, or of a later format.
-    """
-    try:
-        told = json.loads(text)
-        if not isinstance(told, dict):
-            raise TypeError
-        if isinstance(told["format"], int) and told["format"] > FORMAT:
-            raise InputError(
-                f"its note has format {told['format']}, this version reads {FORMAT}: a later saccade made it"
-            )
-        width, height = told["size"]
-        note = Note(
-            told["model"], told["weights"], (width, height), told["grey"], told["bits"], int(told["pixels"], 16)
-        )
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise InputError("its note is damaged; say with --size WxH how large the picture was") from None
-    sound = (
-        told["format"] == FORMAT
-        and all(type(n) is int and 1 <= n < 1 << 31 for n in note.size)
-        and isinstance(note.model, str)
-        and re.fullmatch(r"[\w.-]{1,100}", note.model) is not None
-        and isinstance(note.weights, str)
-        and re.fullmatch(r"[0-9a-f]{12}", note.weights) is not None
-        and type(note.grey) is bool
-        and note.bits in (8, 16)
-        and type(note.bits) is int
-        and 0 <= note.pixels < 1 << 32
-    )
-    if not sound:
-        raise InputError("its note is damaged; say with --size WxH how large the picture was")
-    return note
 
 
 @dataclass
@@ -140,7 +79,7 @@ class Rescaler:
         tile: side of a tile in small pixels; None chooses by memory.
 
     Raises:
-        UsageError: a model that does not rescale, or a tile below 8.
+        UsageError: a model that does not rescale, a tile below 8, a negative number of threads, no such device.
         CheckpointError: a file that cannot be used.
     """
 
@@ -158,13 +97,13 @@ class Rescaler:
         self.weights = fingerprint(self.model)
         if tile is not None and tile < 8:
             raise UsageError(f"a tile has at least 8 pixels a side, not {tile}")
+        if threads < 0:
+            raise UsageError(f"threads must not be negative, got {threads}")
         self.max_memory, self.threads, self.tile = max_memory, threads, tile
         try:
-            self.device = (
-                torch.device("cuda" if torch.cuda.is_available() else "cpu")
-                if device == "auto"
-                else (torch.device(device))
-            )
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = torch.device(device)
             self.model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"no computing on {device!r}: {str(error).splitlines()[0]}") from None
@@ -279,8 +218,8 @@ class Shrinker(Rescaler):
     def array(self, colour: np.ndarray, alpha: np.ndarray | None = None) -> Planes:
         """Colour (H, W, 1 or 3) and alpha (H, W) of uint8 or uint16 -> (h, w, 3) uint8 and alpha (h, w)."""
         height, width = colour.shape[:2]
-        bands = list(self.bands(_Array(colour, alpha), self.small_size(width, height)))
-        return _stacked(bands)
+        bands = list(self.bands(InMemory(colour, alpha), self.small_size(width, height)))
+        return stacked(bands)
 
     def bands(self, source: Any, small: tuple[int, int], advance: Advance | None = None) -> Iterator[Planes]:
         """Rows of tiles of the small picture from top to bottom: (h, w, 3) uint8 and alpha (h, w) or None."""
@@ -291,16 +230,16 @@ class Shrinker(Rescaler):
             tiles = []
             for left in range(0, small[1], side):
                 columns = (left, min(left + side, small[1]))
-                where, inner = _around(large, small, rows, columns, self.model.halo_of_shrinking)
+                where, inner = around(large, small, rows, columns, self.model.halo_of_shrinking)
                 (a, b), (c, d) = where.large
                 colour, alpha = source.read_region(c, a, d - c, b - a)
-                x = _rgb(colour)
+                x = rgb(colour)
                 y = self._run(lambda t, w: self.model.shrink(t, where=w), x, where)
-                clear = None if alpha is None else _bytes8(_alpha(alpha, where, shrink=True))
-                tiles.append(_cut(np.rint(y * 255).astype(np.uint8), clear, inner))
+                clear = None if alpha is None else to_bytes(resized_alpha(alpha, where, shrink=True))
+                tiles.append(cut(np.rint(y * 255).astype(np.uint8), clear, inner))
                 if advance is not None:
                     advance(float((rows[1] - rows[0]) * (columns[1] - columns[0])))
-            yield _beside(tiles)
+            yield beside(tiles)
 
     def picture(
         self,
@@ -339,12 +278,16 @@ class Shrinker(Rescaler):
                 overwrite=overwrite,
                 compression=9,
             ) as writer:
-                for colour, alpha in self.bands(reader, size, _scaled(advance, reader, size)):
+                for colour, alpha in self.bands(reader, size, scaled(advance, reader, size)):
                     check, tiles = zlib.crc32(np.ascontiguousarray(colour).data, check), tiles + 1
                     writer.write_rows(colour, alpha)
         bits = 16 if reader.dtype == "uint16" else 8
         note = Note(self.name, self.weights, (reader.width, reader.height), reader.bands == 1, bits, check)
-        add_text(target, {KEYWORD: note.text()})
+        try:
+            add_text(target, {KEYWORD: note.text()})
+        except BaseException:
+            target.unlink(missing_ok=True)  # without its note it is no result
+            raise
         return self._report(source, target, (reader.width, reader.height), size, tiles, began, notices)
 
     @staticmethod
@@ -383,7 +326,7 @@ class Enlarger(Rescaler):
             raise UsageError("an array has no note: say how large the picture was (size)")
         if bits not in (8, 16):
             raise UsageError(f"large pictures have 8 or 16 bits, not {bits}")
-        return _stacked(list(self.bands(_Array(colour, alpha), self.size, grey, bits)))
+        return stacked(list(self.bands(InMemory(colour, alpha), self.size, grey, bits)))
 
     def bands(
         self, source: Any, large: tuple[int, int], grey: bool, bits: int, advance: Advance | None = None
@@ -399,20 +342,20 @@ class Enlarger(Rescaler):
             tiles = []
             for left in range(0, small[1], side):
                 columns = (left, min(left + side, small[1]))
-                where, _ = _around(large, small, rows, columns, self.model.halo)
-                inner = _inner(window(large, small, rows, columns), where)
+                where, _ = around(large, small, rows, columns, self.model.halo)
+                inner = inner_of(window(large, small, rows, columns), where)
                 (a, b), (c, d) = where.small
                 colour, alpha = source.read_region(c, a, d - c, b - a)
-                x = self._run(lambda t, w: self.model.enlarge(t, where=w), _rgb(colour), where)
+                x = self._run(lambda t, w: self.model.enlarge(t, where=w), rgb(colour), where)
                 if grey:
                     x = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
                 clear = None
                 if alpha is not None:
-                    clear = np.rint(_alpha(alpha, where, shrink=False) * full).astype(kind)
-                tiles.append(_cut(np.rint(x * full).astype(kind), clear, inner))
+                    clear = np.rint(resized_alpha(alpha, where, shrink=False) * full).astype(kind)
+                tiles.append(cut(np.rint(x * full).astype(kind), clear, inner))
                 if advance is not None:
                     advance(float((rows[1] - rows[0]) * (columns[1] - columns[0])))
-            yield _beside(tiles)
+            yield beside(tiles)
 
     def picture(
         self,
@@ -442,7 +385,7 @@ class Enlarger(Rescaler):
                 )
             grey, bits = (note.grey, note.bits) if note is not None else (reader.bands == 1, 8)
             check, tiles = None if note is None else note.pixels, 0
-            if check is not None and check != _checksum(reader):
+            if check is not None and check != checksum(reader):
                 notices.append(
                     f"{source} is not as shrink wrote it (edited, or its colours converted): hidden detail may be lost"
                 )
@@ -455,7 +398,7 @@ class Enlarger(Rescaler):
                 like=reader,
                 **how,
             ) as writer:
-                for colour, alpha in self.bands(reader, size, grey, bits, _scaled(advance, reader, None)):
+                for colour, alpha in self.bands(reader, size, grey, bits, scaled(advance, reader, None)):
                     tiles += 1
                     writer.write_rows(colour, alpha)
             notices += writer.notices
@@ -492,91 +435,6 @@ class Enlarger(Rescaler):
         return note, said
 
 
-# --- tiles -----------------------------------------------------------------------------------------------------------
-
-
-class _Array:
-    """Pixels in memory with the reader's manners."""
-
-    def __init__(self, colour: np.ndarray, alpha: np.ndarray | None) -> None:
-        check_array(colour, alpha)
-        self.colour, self.alpha = colour, alpha
-        self.height, self.width = colour.shape[:2]
-
-    def read_region(self, left: int, top: int, width: int, height: int) -> Planes:
-        part = (slice(top, top + height), slice(left, left + width))
-        return self.colour[part], None if self.alpha is None else self.alpha[part]
-
-
-def _around(
-    large: tuple[int, int], small: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], halo: int
-) -> tuple[Window, tuple[slice, slice]]:
-    """The window of a tile with its halo, and where the tile lies in it, in small pixels."""
-    wide = [(max(0, a - halo), min(n, b + halo)) for (a, b), n in zip((rows, columns), small, strict=True)]
-    inner = [slice(a - c, b - c) for (a, b), (c, _) in zip((rows, columns), wide, strict=True)]
-    return window(large, small, *wide), (inner[0], inner[1])
-
-
-def _inner(tile: Window, where: Window) -> tuple[slice, slice]:
-    """Where a tile lies in its window, in large pixels."""
-    parts = [slice(a - c, b - c) for (a, b), (c, _) in zip(tile.large, where.large, strict=True)]
-    return parts[0], parts[1]
-
-
-def _cut(colour: np.ndarray, alpha: np.ndarray | None, inner: tuple[slice, slice]) -> Planes:
-    return colour[inner], None if alpha is None else alpha[inner]
-
-
-def _beside(tiles: list[Planes]) -> Planes:
-    colour = np.concatenate([tile[0] for tile in tiles], 1)
-    alphas = [tile[1] for tile in tiles if tile[1] is not None]
-    return colour, np.ascontiguousarray(np.concatenate(alphas, 1)) if alphas else None
-
-
-def _stacked(bands: list[Planes]) -> Planes:
-    alphas = [band[1] for band in bands if band[1] is not None]
-    return np.concatenate([band[0] for band in bands]), np.concatenate(alphas) if alphas else None
-
-
-def _rgb(colour: np.ndarray) -> np.ndarray:
-    """(h, w, 1 or 3) of integers -> (h, w, 3) float32 in [0, 1]."""
-    scaled = colour.astype(np.float32) / np.float32(np.iinfo(colour.dtype).max)
-    return np.repeat(scaled, 3, 2) if scaled.shape[2] == 1 else scaled
-
-
-def _alpha(alpha: np.ndarray, where: Window, *, shrink: bool) -> np.ndarray:
-    """Transparency of a window by plain bicubic resizing, in [0, 1]."""
-    axes = [maps(n, m, 1, s, wide) for (n, m), s, wide in zip(where.sizes, where.small, where.large, strict=True)]
-    rows, columns = ((a.down if shrink else a.up) for a in axes)
-    x = torch.from_numpy(alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max))
-    made: np.ndarray = columns.columns(rows.rows(x)).clamp(0, 1).numpy()
-    return made
-
-
-def _bytes8(x: np.ndarray) -> np.ndarray:
-    return np.rint(x * 255).astype(np.uint8)
-
-
-def _checksum(reader: PictureReader) -> int:
-    """CRC-32 of the colour samples, a strip at a time."""
-    check = 0
-    with open_picture(reader.path) as again:
-        for colour, _ in again.strips():
-            check = zlib.crc32(np.ascontiguousarray(colour).data, check)
-    return check
-
-
-def _scaled(advance: Advance | None, reader: PictureReader, small: tuple[int, int] | None) -> Advance | None:
-    """Progress in pixels of the source, from progress in small pixels."""
-    if advance is None:
-        return None
-    share = 1.0 if small is None else reader.width * reader.height / (small[0] * small[1])
-    return lambda pixels: advance(pixels * share)
-
-
-# --- networks --------------------------------------------------------------------------------------------------------
-
-
 def _network(model: str | Path | IARN) -> IARN:
     if isinstance(model, IARN):
         return model.eval()
@@ -595,31 +453,3 @@ def fingerprint(model: torch.nn.Module) -> str:
         told.update(f"{name}{tuple(value.shape)}".encode())
         told.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return told.hexdigest()[:12]
-
-
-# --- for Python ------------------------------------------------------------------------------------------------------
-
-
-def shrink(
-    source: str | Path,
-    target: str | Path,
-    *,
-    size: tuple[int, int] | None = None,
-    scale: float | tuple[float, float] | None = None,
-    model: str | Path | IARN = "iarn",
-    overwrite: bool = False,
-) -> Report:
-    """Shrink one picture file to a PNG that `enlarge` turns back; see `Shrinker`."""
-    return Shrinker(model, size=size, scale=scale).picture(source, target, overwrite=overwrite)
-
-
-def enlarge(
-    source: str | Path,
-    target: str | Path,
-    *,
-    size: tuple[int, int] | None = None,
-    model: str | Path | IARN = "iarn",
-    overwrite: bool = False,
-) -> Report:
-    """Enlarge one small picture back to its size; see `Enlarger`."""
-    return Enlarger(model, size=size).picture(source, target, overwrite=overwrite)
