@@ -14,6 +14,7 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "first_line",
+    "naming",
 ]
 
 
@@ -21,6 +22,12 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand inside one of ours."""
     lines = str(error).split("\n")
     return lines[0].strip()[:160] or type(error).__name__
+
+
+def naming(error: SaccadeError, file: object) -> str:
+    """What an error says, with the file's name in it, for those who work through several."""
+    text = str(error)
+    return text if str(file) in text else f"{file}: {text}"
 
 
 class SaccadeError(Exception):

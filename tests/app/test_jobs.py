@@ -61,6 +61,12 @@ def test_what_is_beyond_the_limits_is_refused(picture: Path, tmp_path: Path) -> 
             run(job, tmp_path / "notes.txt", tmp_path)
 
 
+def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
+    for job in JOBS:
+        with pytest.raises(InputError, match=r"cannot read .*gone\.png: no such file"):
+            run(job, tmp_path / "gone.png", tmp_path)
+
+
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     pytest.importorskip("av", reason="clips need the extra 'video'")

@@ -367,3 +367,31 @@ def test_a_job_takes_no_file_that_was_not_uploaded(page: Any, path: str) -> None
     assert told.startswith("event: error")
     assert "root:" not in told
     assert "import" not in told
+
+
+def test_a_folder_that_vanishes_while_old_files_are_swept_stops_nothing(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vanishing, old = page.folder / "job-vanishing", page.folder / "old.png"
+    vanishing.mkdir()
+    old.write_bytes(b"x")
+    scan = os.scandir
+
+    def late(path: Any = ".") -> Any:  # another job removes its folder just before the broom looks into it
+        if Path(path) == vanishing:
+            vanishing.rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    page.sweep(time.time() + page.kept + 1)
+    assert not vanishing.exists()
+    assert not old.exists()
+
+
+def test_notes_tell_no_folders_of_this_machine(page: Any) -> None:
+    grey = page.folder / "a grey picture.png"
+    Image.fromarray(np.full((40, 60), 128, np.uint8)).save(grey)
+    _, made, told = page.work(str(grey), "rescale", 0.5, "x2", "auto")
+    assert made is not None
+    assert "Note: a grey picture.png is grey" in told
+    assert str(page.folder) not in told

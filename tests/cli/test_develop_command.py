@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,3 +265,9 @@ def test_a_white_balance_is_parsed() -> None:
         parse_white_balance("nan,1,1")
     with pytest.raises(UsageError, match="seed"):
         Unprocessor(create("model_isp_tiny", weights=None), seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factors", [(1, 0, 1), (1.0, -1.0, 1.0), (1.0, float("nan"), 1.0), (1.0, 2.0), (1, "a", 2)])
+def test_factors_that_are_no_white_balance_are_refused(factors: Any) -> None:
+    with pytest.raises(UsageError, match="white balance is camera, auto, or three positive factors"):
+        Developer(white_balance=factors)

@@ -778,6 +778,16 @@ def test_folders_globs_and_files_in_natural_order(tmp_path: Path) -> None:
         find_pictures(tmp_path / "bare")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode there")
+@pytest.mark.parametrize("stem", [b"\xff\xfe", "\U0001f441".encode() * 60], ids=["no UTF-8", "long in bytes"])
+def test_any_name_that_the_disc_takes_is_read_and_written(tmp_path: Path, stem: bytes) -> None:
+    path = tmp_path / os.fsdecode(stem + b".png")
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    save_picture(path, pixels)
+    assert (read_picture(path)[0] == pixels).all()
+    assert os.listdir(os.fsencode(tmp_path)) == [stem + b".png"]
+
+
 def test_importing_io_loads_neither_torch_nor_av_nor_libvips() -> None:
     code = (
         "import sys, saccade.io\nassert not {'torch', 'av', 'pyvips', 'numpy'} & set(sys.modules)\n"

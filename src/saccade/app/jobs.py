@@ -149,7 +149,9 @@ def _checked(path: Path, limits: Limits) -> tuple[float, float, bool]:
         InputError: no picture, or one beyond the limits.
     """
     from saccade.io import is_video, open_picture
+    from saccade.io.files import first_bytes
 
+    first_bytes(path, 1)
     size = path.stat().st_size / (1 << 20)
     if size > limits.megabytes:
         raise InputError(f"{path.name} has {size:.0f} MB; this page takes {limits.megabytes:g} MB")

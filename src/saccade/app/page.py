@@ -74,7 +74,8 @@ class Page:
     def sweep(self, now: float | None = None) -> None:
         """Remove files older than ``kept`` seconds; those of a job that runs stay, however long it takes."""
         limit = (time.time() if now is None else now) - self.kept
-        for path in sorted(self.folder.rglob("*"), reverse=True):
+        inside = os.walk(self.folder, topdown=False)  # which passes over folders that vanish meanwhile, unlike rglob
+        for path in (Path(parent, name) for parent, folders, files in inside for name in (*files, *folders)):
             if not self._held.isdisjoint((path, *path.parents)):
                 continue
             try:
@@ -135,9 +136,10 @@ class Page:
             shutil.rmtree(folder, ignore_errors=True)
             if not isinstance(error, SaccadeError):
                 raise
-            return None, None, f"**This did not work:** {_shown(error, self.folder)}"
+            return None, None, f"**This did not work:** {_shown(first_line(error), self.folder)}"
         pair = None if made.before is None or made.after is None else (str(made.before), str(made.after))
-        return pair, None if made.made is None else str(made.made), "\n\n".join(made.told)
+        told = "\n\n".join(_shown(line, self.folder) for line in made.told)
+        return pair, None if made.made is None else str(made.made), told
 
     # -- what is shown
 
@@ -265,8 +267,7 @@ def _check_address(host: str, port: int | None) -> None:
         ) from error
 
 
-def _shown(error: SaccadeError, folder: Path) -> str:
-    """An error without the folders of this machine."""
-    words = first_line(error)
+def _shown(words: str, folder: Path) -> str:
+    """What is told, without the folders of this machine."""
     parts = [part.rsplit("/", 1)[-1] if str(folder) in part else part for part in words.split(" ")]
     return " ".join(parts).replace("<", "&lt;")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -15,9 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 import saccade
-from saccade.errors import SaccadeError, UsageError
+from saccade.errors import SaccadeError, UsageError, first_line
 
-__all__ = ["main", "verbs"]
+__all__ = ["main", "tell", "verbs"]
 
 #: verb: (module, what its line in ``saccade --help`` says)
 VERBS = {
@@ -45,6 +46,9 @@ VERBS = {
     "demo": "Enlarge the bundled photograph and say what it cost.",
 }
 
+
+#: what torch says, with a RuntimeError, where no memory is left
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
 
 # typer carries its own copy of click or uses the installed one, by version: take the classes from where it has them
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -96,6 +100,9 @@ def root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not fit the terminal's encoding
     debug = "--debug" in arguments
     command = typer.main.get_command(verbs)
     try:
@@ -118,10 +125,17 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            _fail(f"there is not the memory for that ({first_line(error)}); ask for less at a time", 1)
         _fail(f"unexpected {type(error).__name__}: {error} (saccade --debug ... shows where; please report it)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def tell(message: str) -> None:
+    """Say something on stderr, as one line whatever the names in it hold."""
+    print(f"saccade: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+
+
 def _fail(message: str, code: int) -> None:
-    print(f"saccade: {' '.join(message.splitlines())}", file=sys.stderr)
+    tell(message)
     sys.exit(code)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from saccade.cli.options import Threads
+
 
 def app(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: your whole network.")] = "127.0.0.1",
@@ -14,7 +16,7 @@ def app(
     max_megapixels: Annotated[float, typer.Option(help="Largest picture.")] = 40.0,
     max_frames: Annotated[int, typer.Option(help="Longest clip.")] = 900,
     max_memory: Annotated[str, typer.Option(help="Bound on the memory of a job.")] = "2GB",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all cores.")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Open the page: drop a picture or a clip, turn the dial, compare before and after, download.
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import typer
 
-from saccade.errors import InputError, SaccadeError, UsageError
+from saccade.cli import tell
+from saccade.errors import InputError, SaccadeError, UsageError, naming
 from saccade.io.files import reason
 
 __all__ = ["check_quality", "parse_bytes", "run", "spare_processor"]
@@ -78,8 +79,6 @@ def run(
     Raises:
         typer.Exit: with 1, some files failed; with one file its error is raised instead.
     """
-    from saccade.io import is_video
-    from saccade.progress import bar
     from saccade.restoration.given import names_folder, targets
 
     began = time.perf_counter()
@@ -87,27 +86,22 @@ def run(
     fresh = _make_folder(Path(output)) if output is not None and names_folder(output) else []
     reports: list[dict[str, Any]] = []
     failed = 0
-    options: dict[str, Any] = {"quality": quality, "overwrite": overwrite}
+    of_picture = {"format": format, "flatten": flatten}
     for source, target in pairs:
         try:
-            with bar(source.name, _pixels(source)) as advance:
-                if is_video(source) and not hasattr(worker, "video"):
-                    raise InputError(f"{source} is a clip; here pictures alone are worked on")
-                if is_video(source):
-                    report = worker.video(source, target, advance=advance, **options)
-                else:
-                    report = worker.picture(source, target, format=format, flatten=flatten, advance=advance, **options)
+            report = _made(worker, source, target, of_picture, quality=quality, overwrite=overwrite)
         except SaccadeError as error:
             failed += 1
             if failed == len(pairs):
                 _remove_empty(fresh)
             if len(pairs) == 1:
                 raise
-            print(f"saccade: {error}", file=sys.stderr)
-            reports.append({"source": str(source), "error": str(error)})
+            said = naming(error, source)
+            tell(said)
+            reports.append({"source": str(source), "error": said})
             continue
         for notice in report.notices:
-            print(f"saccade: note: {notice}", file=sys.stderr)
+            tell(f"note: {notice}")
         reports.append(report.to_dict())
         if not json:
             typer.echo(describe(report))
@@ -116,6 +110,19 @@ def run(
         typer.echo(json_module.dumps(whole, indent=1))
     if failed:
         raise typer.Exit(1)
+
+
+def _made(worker: Any, source: Path, target: Path, of_picture: dict[str, Any], **options: Any) -> Any:
+    """The report of one file, worked on behind a progress bar; ``of_picture`` says nothing to clips."""
+    from saccade.io import is_video
+    from saccade.progress import bar
+
+    with bar(source.name, _pixels(source)) as advance:
+        if not is_video(source):
+            return worker.picture(source, target, advance=advance, **of_picture, **options)
+        if not hasattr(worker, "video"):
+            raise InputError(f"{source} is a clip; here pictures alone are worked on")
+        return worker.video(source, target, advance=advance, **options)
 
 
 def _make_folder(path: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade.budget import check_budget
+from saccade.cli.options import Enlargement, ResultAsJson
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ app = typer.Typer(
 )
 
 Size = Annotated[str, typer.Option(help="Width x height of the input.")]
-Scale = Annotated[int, typer.Option(help="Enlargement.")]
 Threads = Annotated[int, typer.Option(help="Processor threads of every contender; 0 for all cores.")]
 Repeats = Annotated[int, typer.Option(help="Timed rounds; medians are shown.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Write the result there as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
 
@@ -39,12 +38,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file o
 @app.command()
 def upscale(
     size: Size = "1920x1080",
-    scale: Scale = 2,
+    scale: Enlargement = 2,
     model: Annotated[str, typer.Option(help="A super-resolution model with a fixed graph.")] = "sesr_m5",
     threads: Threads = 0,
     repeats: Repeats = 7,
     compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile (15 s more).")] = False,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -56,11 +55,11 @@ def upscale(
 def process(
     source: Annotated[Path | None, typer.Option(help="A picture; default: a JPEG made for it.")] = None,
     size: Size = "1920x1080",
-    scale: Scale = 2,
+    scale: Enlargement = 2,
     model: Annotated[str, typer.Option(help="A super-resolution model.")] = "sesr_m5",
     threads: Threads = 0,
     repeats: Repeats = 7,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -73,10 +72,10 @@ def process(
 @app.command()
 def espcn(
     size: Size = "960x540",
-    scale: Scale = 3,
+    scale: Enlargement = 3,
     threads: Threads = 0,
     repeats: Repeats = 5,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -87,12 +86,12 @@ def espcn(
 @app.command()
 def pcsr(
     size: Size = "960x540",
-    scale: Scale = 2,
+    scale: Enlargement = 2,
     model: Annotated[str, typer.Option(help="A PCSR model.")] = "pcsr_fsrcnn",
     budget: Annotated[float, typer.Option(help="Fraction of the full cost, in (0, 1].")] = 0.5,
     threads: Threads = 0,
     repeats: Repeats = 5,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -108,7 +107,7 @@ def fast_scaling(
     batch: Annotated[int, typer.Option(help="Pictures at once.")] = 8,
     threads: Threads = 0,
     repeats: Repeats = 5,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -135,7 +134,7 @@ def contests(
     repeats: Repeats = 5,
     memory: Memory = True,
     extras: Extras = True,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -166,7 +165,7 @@ def sweep(
     ] = None,
     threads: Threads = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG.")] = None,
-    json: AsJson = False,
+    json: ResultAsJson = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:

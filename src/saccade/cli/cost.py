@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.cli.options import FiguresAsJson
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def cost(
     threads: Annotated[int | None, typer.Option(help="Processor threads of the timed runs.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed runs, of which the median is shown.")] = 5,
     device: Annotated[str, typer.Option(help="Where to run, e.g. cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: FiguresAsJson = False,
 ) -> None:
     """Count a model's parameters, MACs, activations and peak memory on one input, and time it."""
     sides = parse_size(size)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import saccade
+from saccade.cli.options import AsJson
 from saccade.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def demo(
         Path | None, typer.Option("-o", "--output", help=f"Folder of the result.  [default: {FOLDER}]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result in the folder given by -o.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Enlarge the bundled photograph by 2 and say where the result is and what it cost.
 

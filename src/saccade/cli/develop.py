@@ -27,7 +27,7 @@ def develop(
     budget: options.BudgetOfISP = None,
     threads: options.Threads = 0,
     format: options.Format = None,  # noqa: A002
-    quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP and AVIF.")] = None,
+    quality: options.QualityOfPictures = None,
     overwrite: options.Overwrite = False,
     json: options.AsJson = False,
 ) -> None:

@@ -22,7 +22,7 @@ def enlarge(
     device: options.Device = "auto",
     threads: options.Threads = 0,
     format: options.Format = None,  # noqa: A002
-    quality: Annotated[int | None, typer.Option(help="1 to 100 for JPEG, WebP, AVIF.")] = None,
+    quality: options.QualityOfPictures = None,
     flatten: options.Flatten = False,
     overwrite: options.Overwrite = False,
     json: options.AsJson = False,

@@ -8,15 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from saccade.cli.options import EnlargementOfModel, PlainlyAsJson
 from saccade.errors import UsageError
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A name (shipped weights) or a file of weights.")],
     data: Annotated[list[Path], typer.Option(help="Folder of test pictures; may be given several times.")],
-    scale: Annotated[int | None, typer.Option(help="Enlargement.  [default: the model's first, or the file's]")] = None,
+    scale: EnlargementOfModel = None,
     budget: Annotated[float | None, typer.Option(help="Set the model's dial, in (0, 1].")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: PlainlyAsJson = False,
 ) -> None:
     """Measure weights by their task: enlargement on luma by the field's protocol, restoration before and after, ..."""
     from saccade import registry

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.cli.options import EnlargementOfModel
 from saccade.errors import InputError, SaccadeError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The ONNX file.  [default: NAME_xSCALE.onnx here]")
     ] = None,
-    scale: Annotated[int | None, typer.Option(help="Enlargement.  [default: the model's first, or the file's]")] = None,
+    scale: EnlargementOfModel = None,
     sampler: Annotated[str | None, typer.Option(help="PCSR: the one sampler to export, heavy or light.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,

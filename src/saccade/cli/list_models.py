@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from saccade import registry
+from saccade.cli.options import OfTask, PlainlyAsJson
 
 
 def list_models(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, e.g. 'sesr*'.")] = "*",
-    task: Annotated[str | None, typer.Option(help="Only this task, e.g. super-resolution.")] = None,
+    task: OfTask = None,
     system: Annotated[str | None, typer.Option(help="Only this system's models.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: PlainlyAsJson = False,
 ) -> None:
     """List the models that `saccade.create` knows, and which weights ship with them."""
     rows = []

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from saccade.cli.options import AsJson
+
 
 def merge(
     general: Annotated[Path, typer.Argument(metavar="A", help="File of weights; or a PBaSR file with both branches.")],
@@ -21,7 +23,7 @@ def merge(
     ),
     extrapolate: Annotated[bool, typer.Option(help="Allow alpha outside [0, 1].")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Melt two branches of one network into one of the same size and cost (PBaSR; any model of the library).
 

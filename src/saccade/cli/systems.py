@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from saccade.cli.options import OfTask
+
 PARTS = ("implementation", "parity", "claim", "speed", "docs")
 
 
 def systems(
     pattern: Annotated[str, typer.Argument(help="Shell pattern on the slug, e.g. '*vit*'.")] = "*",
-    task: Annotated[str | None, typer.Option(help="Only this task, e.g. super-resolution.")] = None,
+    task: OfTask = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of the table.")] = False,
 ) -> None:
     """Show every system, and which parts of it exist: code, parity, claim, speed row, page."""

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from saccade.cli.train_iqa import train_iqa, train_reiqa
+from saccade.cli.options import Accelerator, Devices, Enlargement, FloatPrecision, Nodes, SaveEvery, TrainingThreads
+from saccade.cli.train_iqa import train_iqa
+from saccade.cli.train_reiqa import train_reiqa
 from saccade.errors import UsageError
 
 app = typer.Typer(
@@ -24,17 +26,23 @@ Batch = Annotated[int, typer.Option(help="Crops a step and device.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate (Adam).")]
 Warmup = Annotated[int, typer.Option(help="Steps of linear warm-up.")]
 Hold = Annotated[float, typer.Option(help="Fraction of the steps at the peak rate before the cosine.")]
+Start = Annotated[Path | None, typer.Option(help="Weights to start from.")]
+Labelled = Annotated[
+    str, typer.Option(help="Folder of a folder a class, of webdataset shards, or hf:NAME@SPLIT (Hugging Face).")
+]
+HeldOut = Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")]
+BetaOfRecipe = Annotated[float | None, typer.Option(help="Of its Beta; 0: none.  [default: the recipe's]")]
+Decoders = Annotated[int, typer.Option(help="Processes that decode; 0: none.")]
+Beta = Annotated[float, typer.Option(help="Of its Beta; 0: none.")]
 Clip = Annotated[float, typer.Option(help="Bound on the norm of the gradient; 0 for none.")]
+ClipMode = Annotated[
+    str, typer.Option(help="What --clip bounds: norm, the gradient's; agc, each unit's over that of its weights.")
+]
 Ema = Annotated[float, typer.Option(help="Decay of the weight average; 0 for none.")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed, ...")]
 ValidateEvery = Annotated[int, typer.Option(help="Steps between validations.")]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and crops.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Run the step through torch.compile.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
-Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Devices = Annotated[str, typer.Option(help="How many, or auto.")]
-Nodes = Annotated[int, typer.Option(help="Machines (torchrun sets its own).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the run's course as JSON at the end.")]
 
 
@@ -52,7 +60,7 @@ def super_resolution(
     model: Annotated[str, typer.Option(help="Registered name (saccade list --task super-resolution).")],
     data: Data,
     out: Out,
-    scale: Annotated[int, typer.Option(help="Enlargement.")] = 2,
+    scale: Enlargement = 2,
     validate: Validate = None,
     steps: Steps = 40_000,
     batch: Batch = 16,
@@ -72,7 +80,7 @@ def super_resolution(
     save_every: SaveEvery = 500,
     seed: Seed = 0,
     compile: Compile = False,  # noqa: A002
-    threads: Threads = 0,
+    threads: TrainingThreads = 0,
     accelerator: Accelerator = "auto",
     devices: Devices = "auto",
     nodes: Nodes = 1,
@@ -110,13 +118,13 @@ def restoration(
     clip: Clip = 0.0,
     ema: Ema = 0.999,
     phase: Annotated[int, typer.Option(help="Stage of models that train in stages.")] = 0,
-    start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
+    start: Start = None,
     precision: Precision = "32-true",
     validate_every: ValidateEvery = 1_000,
     save_every: SaveEvery = 250,
     seed: Seed = 0,
     compile: Compile = False,  # noqa: A002
-    threads: Threads = 0,
+    threads: TrainingThreads = 0,
     accelerator: Accelerator = "auto",
     devices: Devices = "auto",
     nodes: Nodes = 1,
@@ -151,7 +159,7 @@ def rescaling(
     validate_every: ValidateEvery = 3_500,
     save_every: SaveEvery = 250,
     seed: Seed = 0,
-    threads: Threads = 0,
+    threads: TrainingThreads = 0,
     accelerator: Accelerator = "auto",
     devices: Devices = "auto",
     json: AsJson = False,
@@ -202,7 +210,7 @@ def video(
     save_every: SaveEvery = 500,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(help="Processes that read and degrade ahead; 0: none.")] = 2,
-    threads: Threads = 0,
+    threads: TrainingThreads = 0,
     accelerator: Accelerator = "auto",
     devices: Devices = "auto",
     nodes: Nodes = 1,
@@ -221,14 +229,12 @@ def video(
 @app.command("classify")
 def classify(
     model: Annotated[str, typer.Option(help="Registered name (saccade list --task classification).")],
-    data: Annotated[
-        str, typer.Option(help="Folder of a folder a class, of webdataset shards, or hf:NAME@SPLIT (Hugging Face).")
-    ],
+    data: Labelled,
     out: Out,
     recipe: Annotated[
-        str, typer.Option(help="modern, plain, resnet_rs or fast_scaling; options below win.")
+        str, typer.Option(help="modern, plain, resnet_rs, fast_scaling or hyperzzw; options below win.")
     ] = "modern",
-    validate: Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")] = None,
+    validate: HeldOut = None,
     steps: Steps = 20_000,
     batch: Annotated[int, typer.Option(help="Pictures a step and device.")] = 64,
     patch: Annotated[
@@ -236,15 +242,16 @@ def classify(
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: the recipe's]")] = None,
     warmup: Warmup = 300,
-    optimiser: Annotated[str | None, typer.Option(help="adamw, sgd, adam, muon.  [default: the recipe's]")] = None,
+    optimiser: Annotated[str | None, typer.Option(help="adamw, sgd, adam, muon, kar.  [default: the recipe's]")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of matrices.  [default: the recipe's]")] = None,
     clip: Clip = 0.0,
+    clip_mode: ClipMode = "norm",
     ema: Annotated[float | None, typer.Option(help="Decay of the average; 0: none.  [default: the recipe's]")] = None,
     operations: Annotated[int | None, typer.Option(help="Of RandAugment; 0: none.  [default: the recipe's]")] = None,
     magnitude: Annotated[int | None, typer.Option(help="Of RandAugment, 0 to 30.  [default: the recipe's]")] = None,
     erasing: Annotated[float | None, typer.Option(help="Probability.  [default: the recipe's]")] = None,
-    mixup: Annotated[float | None, typer.Option(help="Of its Beta; 0: none.  [default: the recipe's]")] = None,
-    cutmix: Annotated[float | None, typer.Option(help="Of its Beta; 0: none.  [default: the recipe's]")] = None,
+    mixup: BetaOfRecipe = None,
+    cutmix: BetaOfRecipe = None,
     smoothing: Annotated[float | None, typer.Option(help="Of the labels.  [default: the recipe's]")] = None,
     drop: Annotated[float | None, typer.Option(help="Before the classifier.  [default: the recipe's]")] = None,
     drop_path: Annotated[
@@ -256,8 +263,8 @@ def classify(
     save_every: SaveEvery = 500,
     seed: Seed = 0,
     compile: Compile = False,  # noqa: A002
-    workers: Annotated[int, typer.Option(help="Processes that decode; 0: none.")] = 2,
-    threads: Threads = 0,
+    workers: Decoders = 2,
+    threads: TrainingThreads = 0,
     accelerator: Accelerator = "auto",
     devices: Devices = "auto",
     nodes: Nodes = 1,
@@ -275,9 +282,7 @@ def classify(
 
 @app.command("supernet")
 def supernet(
-    data: Annotated[
-        str, typer.Option(help="Folder of a folder a class, of webdataset shards, or hf:NAME@SPLIT (Hugging Face).")
-    ],
+    data: Labelled,
     out: Out,
     space: Annotated[str, typer.Option(help="What it holds: elasticvit or elasticvit-small.")] = "elasticvit",
     sampling: Annotated[str, typer.Option(help="neighbours, walk (without memories) or uniform.")] = "neighbours",
@@ -289,7 +294,7 @@ def supernet(
     refresh: Annotated[
         int, typer.Option(help="Steps after which all that banks remember is scored anew; 0: never.")
     ] = 0,
-    validate: Annotated[str | None, typer.Option(help="As --data; default: every 16th picture of it.")] = None,
+    validate: HeldOut = None,
     steps: Steps = 20_000,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
     patch: Annotated[
@@ -298,21 +303,22 @@ def supernet(
     rate: Annotated[float, typer.Option(help="Peak learning rate (AdamW).")] = 5e-4,
     warmup: Warmup = 300,
     weight_decay: Annotated[float, typer.Option(help="Of matrices outside the inverted bottlenecks.")] = 0.05,
-    clip: Clip = 1.0,
+    clip: Clip = 0.1,
+    clip_mode: ClipMode = "agc",
     ema: Ema = 0.9995,
     operations: Annotated[int, typer.Option(help="Of RandAugment; 0: none.")] = 1,
     magnitude: Annotated[int, typer.Option(help="Of RandAugment, 0 to 30.")] = 1,
     erasing: Annotated[float, typer.Option(help="Probability.")] = 0.01,
-    mixup: Annotated[float, typer.Option(help="Of its Beta; 0: none.")] = 0.2,
-    cutmix: Annotated[float, typer.Option(help="Of its Beta; 0: none.")] = 0.0,
+    mixup: Beta = 0.2,
+    cutmix: Beta = 0.0,
     smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.1,
-    start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
-    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    start: Start = None,
+    precision: FloatPrecision = "32-true",
     validate_every: ValidateEvery = 1_000,
     save_every: SaveEvery = 500,
     seed: Seed = 0,
-    workers: Annotated[int, typer.Option(help="Processes that decode; 0: none.")] = 2,
-    threads: Threads = 0,
+    workers: Decoders = 2,
+    threads: TrainingThreads = 0,
     accelerator: Accelerator = "auto",
     json: AsJson = False,
 ) -> None:

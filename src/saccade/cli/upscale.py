@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
-from saccade.cli import options
+from saccade.cli import options, tell
 from saccade.cli.batch import check_quality, parse_bytes, run, spare_processor
 
 
@@ -51,7 +50,7 @@ def upscale(
         precision=precision,
     )
     if isinstance(worker, ClipUpscaler):
-        worker.announce = lambda line: print(f"saccade: note: {line}", file=sys.stderr, flush=True)
+        worker.announce = lambda line: tell(f"note: {line}")
     run(
         worker,
         sources,

@@ -49,7 +49,8 @@ def temporary_beside(path: Path) -> Path:
 
     Raises InputError when no file can be made there: the earliest moment to find that out.
     """
-    temporary = path.with_name(f".{path.stem[:80]}.{os.urandom(4).hex()}.part{path.suffix}")
+    stem = os.fsdecode(os.fsencode(path.stem)[:80])  # discs count bytes; half a letter at the end does no harm
+    temporary = path.with_name(f".{stem}.{os.urandom(4).hex()}.part{path.suffix}")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except FileNotFoundError:

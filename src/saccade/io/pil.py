@@ -8,7 +8,7 @@ import numpy as np
 
 from saccade.errors import InputError
 
-__all__ = ["from_pil", "to_16_bits"]
+__all__ = ["from_pil", "to_16_bits", "to_pil"]
 
 
 def from_pil(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -50,3 +50,19 @@ def to_16_bits(image: np.ndarray) -> np.ndarray:
     if not image.size or not np.isfinite(image).all() or image.min() < -1e-3 or image.max() > 1 + 1e-3:
         raise InputError("floating-point pictures lie in [0, 1]; divide by 255 or give uint8")
     return np.rint(image.clip(0, 1).astype(np.float32) * 65535).astype(np.uint16)  # 65535 is infinite in float16
+
+
+def to_pil(colour: np.ndarray, alpha: np.ndarray | None) -> Any:
+    """Colour (h, w, 1 or 3) of uint8 or uint16 and alpha (h, w) or None as a PIL image.
+
+    PIL has 16 bits for grey without alpha alone; all else of 16 bits is rounded to 8.
+    """
+    from PIL import Image
+
+    if colour.dtype == np.uint16 and colour.shape[2] == 1 and alpha is None:
+        return Image.fromarray(colour[:, :, 0])
+    if colour.dtype == np.uint16:  # PIL has no 16-bit colour
+        colour = np.rint(colour / 257).astype(np.uint8)
+        alpha = None if alpha is None else np.rint(alpha / 257).astype(np.uint8)
+    pixels = colour if alpha is None else np.concatenate((colour, alpha[:, :, None]), 2)
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -180,8 +180,9 @@ class PictureReader:
         """A fresh sequential decoder, at the header."""
         vips = libvips()
         try:
-            # a source, not a file name: libvips reads options from names that end with brackets
-            source = vips.Source.new_from_file(os.fspath(self.path))
+            # a source, not a file name: libvips reads options from names that end with brackets; bytes, not a string:
+            # pyvips would encode that, which names that are no UTF-8 do not bear
+            source = vips.Source.new_from_file(os.fsencode(self.path))
             return vips.Operation.call(f"{self._kind.loader}_source", source, access="sequential", fail_on="error")
         except vips.Error as error:
             raise self._failure(error, 0, 0) from None

@@ -302,17 +302,7 @@ class VideoWriter(UnderWay):
         self._size = (height, width)
         if width < 1 or height < 1:
             raise UsageError(f"no video of {width} x {height} px can be written")
-        if codec is None:
-            codec = "libvpx-vp9" if self.path.suffix.lower() == ".webm" else "libx264"
-        if codec not in _QUALITIES:
-            raise UsageError(f"no video encoder named {codec!r}; there are {', '.join(_QUALITIES)}")
-        if codec not in av.codecs_available:
-            raise UnavailableError(f"this build of PyAV has no {codec}; use another of {', '.join(_QUALITIES)}")
-        if self.path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise UsageError(f"cannot tell the container of {self.path} from its name; end it with .mp4, .mov or .mkv")
-        worst = 51 if codec in ("libx264", "libx265") else 63
-        if quality is not None and not 0 <= quality <= worst:
-            raise UsageError(f"of a clip the quality is a constant rate factor, 0 (best) to {worst}, not {quality}")
+        codec = _codec_for(self.path, codec, quality)
         check_target(self.path, overwrite)
         rate = like.frame_rate if like is not None else Fraction(frame_rate or 25).limit_denominator(100_000)
         self._rate = rate
@@ -466,6 +456,26 @@ class VideoWriter(UnderWay):
 
 
 _CONTAINER_KEYS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+
+
+def _codec_for(path: Path, asked: str | None, quality: int | None) -> str:
+    """The encoder of a file, asked for or by its suffix.
+
+    Raises:
+        UsageError: unknown codec or suffix, or a quality that it does not have. UnavailableError: not in this PyAV.
+    """
+    usual = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+    codec = usual if asked is None else asked
+    if codec not in _QUALITIES:
+        raise UsageError(f"no video encoder named {codec!r}; there are {', '.join(_QUALITIES)}")
+    if codec not in _av().codecs_available:
+        raise UnavailableError(f"this build of PyAV has no {codec}; use another of {', '.join(_QUALITIES)}")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"cannot tell the container of {path} from its name; end it with .mp4, .mov or .mkv")
+    worst = 51 if codec in ("libx264", "libx265") else 63
+    if quality is not None and not 0 <= quality <= worst:
+        raise UsageError(f"of a clip the quality is a constant rate factor, 0 (best) to {worst}, not {quality}")
+    return codec
 
 
 def _pixel_format(like: VideoReader | None, codec: str) -> str:

@@ -240,7 +240,7 @@ class _Encoder(threading.Thread):
             image.set_type(vips.GValue.gint_type, "orientation", 1)
             # the encoders are single threads that wait for rows: more workers only take time from the network
             image.set_type(vips.GValue.gint_type, "vips-concurrency", 1)
-            vips.Operation.call(self._kind.saver, image, os.fspath(self._target), **self._options)
+            vips.Operation.call(self._kind.saver, image, os.fsencode(self._target), **self._options)
         except Exception as error:
             self.error = error
         finally:
