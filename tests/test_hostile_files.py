@@ -84,7 +84,7 @@ def mangled(draw: st.DrawFn) -> tuple[str, bytes]:
 def test_mangled_weights_load_or_are_refused(file: tuple[str, bytes]) -> None:
     suffix, data = file
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error")
         path = Path(folder) / f"a{suffix}"
         path.write_bytes(data)
         for read in (load, read_state, read_header, told_by):
@@ -96,7 +96,7 @@ def test_mangled_weights_load_or_are_refused(file: tuple[str, bytes]) -> None:
 @given(st.binary(max_size=400), st.sampled_from([".safetensors", ".pth", ".bin"]))
 def test_any_bytes_at_all_are_refused(data: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error")
         path = Path(folder) / f"a{suffix}"
         path.write_bytes(data)
         with pytest.raises(SaccadeError):

@@ -234,7 +234,7 @@ def test_onnx_runtime_and_openvino_give_the_same_numbers(system: str, tmp_path: 
     import openvino
 
     small = zoo.SMALL[system]
-    model = fuse(small.make())
+    model = fuse(small.make(**small.graph))
     _graph(small, model, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     core = openvino.Core()

@@ -22,6 +22,7 @@ class Small:
         other: (height, width) of another picture; None where it is built for one size, which its docstring says.
         smallest: False where its docstring says that it takes any size.
         exports: False where its docstring says why it has no ONNX graph.
+        graph: options that differ for the exported network, where a graph of any size takes long to make.
         maps: how many `features_only` gives.
     """
 
@@ -31,6 +32,7 @@ class Small:
     other: tuple[int, int] | None = (96, 128)
     smallest: bool = True
     exports: bool = True
+    graph: dict[str, Any] = field(default_factory=dict)
     maps: int = 4
 
     def make(self, seed: int = 0, **more: Any) -> nn.Module:
@@ -65,7 +67,11 @@ SMALL = {
         {"widths": (16, 32, 48, 64), "depths": (1, 1, 1, 1), "topk": (1, 2, 3, -2), "regions": 2, "head_dim": 16},
         other=(72, 128),  # maps that do not divide into regions
     ),
-    "dsm": Small("dsm", {"widths": (8, 12, 16, 20), "depths": (1, 1, 2, 1), "groups": 4, "img_size": 64}),
+    "dsm": Small(
+        "dsm",
+        {"widths": (8, 12, 16, 20), "depths": (1, 1, 2, 1), "groups": 4, "img_size": 64},
+        graph={"widths": (8, 12), "depths": (1, 1)},  # every kind of layer; each block makes its bases anew
+    ),
     "efficientvit": Small(
         "efficientvit",
         {"widths": (32, 48, 64), "depths": (1, 1, 1), "heads": (2, 3, 4), "window": 3, "img_size": 64, "key_dim": 8},

@@ -35,37 +35,11 @@ def run(
     """
     import torch
 
-    from saccade.backbones.fast_scaling import BASES, complexity, solve
-    from saccade.backbones.fast_scaling.networks import AnyNet
-    from saccade.errors import UsageError
-
-    if base not in BASES:
-        raise UsageError(f"no base network {base!r}; there are {', '.join(BASES)}")
     threads = threads or cores()
-    inside = functools.partial(torch_threads, threads)
-    contenders, notes = list[Contender](), list[str]()
-
-    def add(name: str, network: Any, side: int) -> None:
-        network = network.eval().to(memory_format=torch.channels_last)
-        x = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-        x = x.contiguous(memory_format=torch.channels_last)
-        contenders.append(Contender(name, lambda: network(x), threads, inside))
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for strategy, words in (("fast", "mostly wider (dWr)"), ("compound", "uniformly"), ("depth", "deeper")):
-            net = solve(BASES[base], macs, strategy=strategy).architecture
-            counted = complexity(net)
-            name = f"{base} grown {words}"
-            add(name, AnyNet(net), net.train_size)
-            notes.append(f"{name}: {counted.macs / 1e6:.0f} MMACs, {counted.acts / 1e6:.1f} M activations")
-        if base == "regnety_400mf" and macs == 1.6e9:
-            try:
-                import timm
-
-                add("timm regnety_016", timm.create_model("regnety_016", pretrained=False), 224)
-            except (ImportError, RuntimeError) as error:
-                notes.append(skipped("timm regnety_016", error))
+        networks, notes = _networks(base, macs)
+    contenders = [_contender(name, network, (batch, side), threads) for name, network, side in networks]
     bar = advance("backbones", len(contenders) * (rounds + 1)) if advance else None
     timings = measure(contenders, rounds, advance=bar)
     command = f"saccade bench fast_scaling --base {base} --macs {macs:g} --batch {batch} --threads {threads}"
@@ -74,3 +48,42 @@ def run(
         timings, contenders[0].name, system="fast_scaling", what=what, size=f"batch {batch}", command=command
     )
     return Result("fast_scaling", command, rounds, tuple(rows), tuple(notes))
+
+
+def _networks(base: str, macs: float) -> tuple[list[tuple[str, Any, int]], list[str]]:
+    """Networks of equal MACs with their names and the sides of their pictures, and what is to be said of them.
+
+    Raises:
+        UsageError: an unknown base, or a target that a strategy cannot reach.
+    """
+    from saccade.backbones.fast_scaling import BASES, complexity, solve
+    from saccade.backbones.fast_scaling.networks import AnyNet
+    from saccade.errors import UsageError
+
+    if base not in BASES:
+        raise UsageError(f"no base network {base!r}; there are {', '.join(BASES)}")
+    made, notes = list[tuple[str, Any, int]](), list[str]()
+    for strategy, words in (("fast", "mostly wider (dWr)"), ("compound", "uniformly"), ("depth", "deeper")):
+        net = solve(BASES[base], macs, strategy=strategy).architecture
+        counted = complexity(net)
+        made.append((f"{base} grown {words}", AnyNet(net), net.train_size))
+        notes.append(f"{made[-1][0]}: {counted.macs / 1e6:.0f} MMACs, {counted.acts / 1e6:.1f} M activations")
+    if base == "regnety_400mf" and macs == 1.6e9:
+        try:
+            import timm
+
+            made.append(("timm regnety_016", timm.create_model("regnety_016", pretrained=False), 224))
+        except (ImportError, RuntimeError) as error:
+            notes.append(skipped("timm regnety_016", error))
+    return made, notes
+
+
+def _contender(name: str, network: Any, shape: tuple[int, int], threads: int) -> Contender:
+    """A network on a batch of pictures, (count, side)."""
+    import torch
+
+    batch, side = shape
+    network = network.eval().to(memory_format=torch.channels_last)
+    x = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    return Contender(name, lambda: network(x), threads, functools.partial(torch_threads, threads))

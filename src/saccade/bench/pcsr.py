@@ -42,25 +42,12 @@ def run(
 
     threads = threads or cores()
     width, height = size
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = registry.default_weights(model, scale=scale)
-        network: Any = registry.create(model, weights=weights, scale=scale)
+    network, trained = _network(model, scale)
     x = torch.from_numpy(scene(height, width).astype(np.float32) / 255).permute(2, 0, 1)[None]
-
-    def at(fraction: float) -> Any:
-        network.budget = fraction
-        return network(x)
-
-    inside = functools.partial(torch_threads, threads)
-    contenders = [
-        Contender(f"{model}, budget {budget:g}", lambda: at(budget), threads, inside),
-        Contender(f"{model}, every pixel heavy", lambda: at(1.0), threads, inside),
-        Contender(f"{model}, both samplers everywhere", lambda: network.forward_mixture(x), threads, inside),
-    ]
+    contenders = _contenders(model, network, x, budget, threads)
     timings = measure(contenders, rounds, advance=advance("routing", 3 * (rounds + 1)) if advance else None)
-    with inside():
-        at(budget)
+    with torch_threads(threads):
+        contenders[0].run()
     spent = network.last_report
     command = (
         f"saccade bench pcsr --size {width}x{height} --scale {scale} --model {model} --budget {budget:g} "
@@ -76,6 +63,31 @@ def run(
     )
     notes = (
         f"budget {budget:g}: {spent.heavy_share:.1%} of the pixels heavy, {spent.fraction:.1%} of the MACs",
-        "trained weights" if weights else "fresh weights: the routed share is what counts here",
+        "trained weights" if trained else "fresh weights: the routed share is what counts here",
     )
     return Result("pcsr", command, rounds, tuple(rows), notes)
+
+
+def _network(model: str, scale: int) -> tuple[Any, bool]:
+    """The network, and whether weights for it ship; without them they are drawn from a seed."""
+    import torch
+
+    weights = registry.default_weights(model, scale=scale)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return registry.create(model, weights=weights, scale=scale), weights is not None
+
+
+def _contenders(model: str, network: Any, x: Any, budget: float, threads: int) -> list[Contender]:
+    """The routed run, and the two that it is compared with."""
+    inside = functools.partial(torch_threads, threads)
+
+    def at(fraction: float) -> Any:
+        network.budget = fraction
+        return network(x)
+
+    return [
+        Contender(f"{model}, budget {budget:g}", lambda: at(budget), threads, inside),
+        Contender(f"{model}, every pixel heavy", lambda: at(1.0), threads, inside),
+        Contender(f"{model}, both samplers everywhere", lambda: network.forward_mixture(x), threads, inside),
+    ]

@@ -30,6 +30,9 @@ from saccade.runtime.scene import scene
 
 __all__ = ["run"]
 
+BACKENDS = ("openvino", "onnxruntime", "torch")
+WORKERS = ("openvino", "openvino int8", "onnxruntime", "torch")  # rows of the whole job, in their order
+
 
 def run(
     size: tuple[int, int] = (1920, 1080),
@@ -57,9 +60,7 @@ def run(
     threads = threads or cores()
     width, height = size
     command = f"saccade bench upscale --size {width}x{height} --scale {scale} --model {model} --threads {threads}"
-    backends = {
-        name: Upscaler(model, scale, backend=name, threads=threads) for name in ("openvino", "onnxruntime", "torch")
-    }
+    backends = {name: Upscaler(model, scale, backend=name, threads=threads) for name in BACKENDS}
     system = registry.entry(backends["openvino"].choice.name).system
     picture, notes = scene(height, width), list[str]()
 
@@ -73,9 +74,9 @@ def run(
             backends["torch"], luma(picture / np.float32(255)) + BLACK, threads, Path(folder), compiled, notes
         )
         rows = _rows("the network alone", timed("network", alone), system, size, command)
-        whole = [_ours(f"saccade, {name}", worker, picture, threads) for name, worker in backends.items()]
-        eight = Upscaler(model, scale, backend="openvino", threads=threads, precision="int8")
-        whole.insert(1, _ours("saccade, openvino int8", eight, picture, threads))
+        workers = dict(backends)
+        workers["openvino int8"] = Upscaler(model, scale, backend="openvino", threads=threads, precision="int8")
+        whole = [_ours(f"saccade, {name}", workers[name], picture, threads) for name in WORKERS]
         whole += _resizers(picture, scale, threads, notes)
         timings = timed("whole job", whole)
         rows += _rows("8-bit RGB enlarged", timings, system, size, command)

@@ -6,6 +6,7 @@ A module that has a cheaper equivalent for inference has a method ``fuse() -> nn
     conv + batch norm        W' = W g / s     b' = beta + (b - mean) g / s         s = sqrt(var + eps)
     batch norm + linear      W' = W g / s     b' = b + W (beta - mean g / s)
     x + depthwise conv(x)    1 is added to the middle tap of every channel
+    conv + conv              W'[o, i] = sum over m of W2[o, m] (*) W1[m, i]        b' = b2 + sum of W2 times b1
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import copy
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import UsageError
 
-__all__ = ["absorb_identity", "affine_of", "folded", "fuse", "fused_conv", "fused_linear", "is_batch_norm"]
+__all__ = ["absorb_identity", "affine_of", "folded", "fuse", "fused_conv", "fused_linear", "is_batch_norm", "joined"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,6 +65,33 @@ def fused_linear(norm: nn.Module, linear: nn.Linear) -> nn.Linear:
     made.weight.copy_(linear.weight * gain)
     made.bias.copy_(linear.weight @ offset if linear.bias is None else linear.weight @ offset + linear.bias)
     return made.train(linear.training)
+
+
+@torch.no_grad()
+def joined(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
+    """``second(first(x))`` as one convolution with bias.
+
+    Raises:
+        UsageError: the first has strides, or the second padding, or one of them dilation, groups or a padding of its
+            own kind: no single convolution gives the same numbers then, at the borders at least.
+    """
+    plain = all(c.groups == 1 and c.dilation == (1, 1) and c.padding_mode == "zeros" for c in (first, second))
+    if not plain or first.stride != (1, 1) or second.padding != (0, 0) or isinstance(first.padding, str):
+        raise UsageError("two plain convolutions are joined where the first has stride 1 and the second no padding")
+    reach = [side - 1 for side in first.kernel_size]
+    # the second one's taps, each spread by the first kernel: a convolution in the full sense, so that one is turned
+    taps = F.conv2d(second.weight, first.weight.transpose(0, 1).flip(2, 3), padding=reach)
+    size = (taps.shape[2], taps.shape[3])
+    stride, padding = (second.stride[0], second.stride[1]), (first.padding[0], first.padding[1])
+    made = nn.Conv2d(first.in_channels, second.out_channels, size, stride, padding).to(taps)
+    made.weight.copy_(taps)
+    assert made.bias is not None
+    made.bias.zero_()
+    if first.bias is not None:
+        made.bias.add_(second.weight.sum((2, 3)) @ first.bias)
+    if second.bias is not None:
+        made.bias.add_(second.bias)
+    return made.train(first.training)
 
 
 def folded(layers: nn.Sequential) -> nn.Sequential:

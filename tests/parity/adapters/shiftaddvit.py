@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from saccade.backbones.shiftaddvit.attention import BinaryAttention, HashAttention, KernelHash
 from saccade.backbones.shiftaddvit.layers import MoELinear, ShiftLinear, ShiftLinearQ
-from saccade.backbones.shiftaddvit.network import Mlp, _inner_name
+from saccade.backbones.shiftaddvit.network import Mlp
+from saccade.backbones.shiftaddvit.published import _inner_name
 from saccade.nn.moe import NoisyGateV2, cv_squared, probability_in_top
 from saccade.ops.shift_add import decomposed, fixed_point
 

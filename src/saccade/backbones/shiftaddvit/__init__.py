@@ -10,7 +10,8 @@ arXiv:2306.06446.
     linear:     a gate sends each token to W x (multiplications) or to sum of +- (x >> s) (shifts and additions)
 
 `attention.py` has the codes, `layers.py` the layers and the conversion of any network, `network.py` the backbone with
-its steps PVTv2 -> softmax -> additive -> mixture (`convert`), `operations.py` counts what is multiplied and shifted.
+its steps PVTv2 -> softmax -> additive -> mixture (`convert`), `operations.py` counts what is multiplied and shifted,
+`published.py` reads weights of others.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from saccade.backbones.shiftaddvit.layers import (
     convert_linears,
     packed_weights,
 )
-from saccade.backbones.shiftaddvit.network import VARIANTS, ShiftAddViT, convert, fit_hashes, from_official, from_timm
+from saccade.backbones.shiftaddvit.network import VARIANTS, ShiftAddViT, convert, fit_hashes
 from saccade.backbones.shiftaddvit.operations import Operations, operations
+from saccade.backbones.shiftaddvit.published import from_official, from_timm
 
 __all__ = [
     "VARIANTS",
