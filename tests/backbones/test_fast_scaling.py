@@ -646,10 +646,10 @@ def test_verb_solves_and_tells_as_json() -> None:
         (["regnety_400mf", "--macs", "1G", "--by", "2"], "got --macs and --by"),
         (["regnety_400mf", "--macs", "4Q"], "takes an amount"),
         (["regnety_400mf", "--macs", "0"], "takes an amount"),
-        (["regnety_400mf", "--by", "-1"], "positive and finite"),
+        (["regnety_400mf", "--by", "-1"], "--by lies between 0.0001 and 10000"),
         (["regnety_400mf", "--by", "2", "--strategy", "zap"], "no scaling strategy 'zap'"),
-        (["regnety_400mf", "--by", "2", "--size", "0"], "side of the pictures"),
-        (["regnety_400mf", "--latency", "0"], "positive and finite"),
+        (["regnety_400mf", "--by", "2", "--size", "0"], "--size lies between 1 and 16384"),
+        (["regnety_400mf", "--latency", "0"], "--latency lies between 0.001 and 60000"),
     ],
 )
 def test_verb_refuses_misuse_in_one_line(arguments: list[str], says: str) -> None:

@@ -57,7 +57,7 @@ CLAIM = Claim(
 
 SPACE = replace(SMALL, resolutions=(48, 64))
 CLASSES = 8
-STEPS, WARM = 700, 100  # of a training, and of the one before gradients are compared
+STEPS, WARM = 2_000, 100  # of a training, and of the one before gradients are compared
 PAIRS, DRAWS = 20, 10_000
 SEARCH = Settings(population=24, generations=4, parents=12, mutations=8, crossovers=8)
 SHARE = 0.5  # of the greatest cost that a search may spend
@@ -65,7 +65,7 @@ HELD, CALIBRATION = 600, 8  # pictures that a search looks at, batches that norm
 
 
 def run(data: Data, seed: int) -> Figures:
-    """Draw, train two supernets and one network, search twice; 21 minutes on one core of a busy machine."""
+    """Draw, train two supernets and one network, search twice; fifty minutes on one core."""
     figures = sampling(seed) | conflict(seed)
     calibration, held = list(batches(shapes_sets()[0], CALIBRATION * BATCH)), shapes(HELD, seed=3)
     samplers: dict[str, Sampler] = {"neighbours": neighbours(seed), "uniform": UniformSampler(SPACE, seed=seed)}
