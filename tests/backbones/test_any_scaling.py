@@ -241,3 +241,12 @@ def test_targets_out_of_reach_are_refused() -> None:
         Base.of("shvit_s1", size=0)
     with pytest.raises(UsageError, match="the nearest are"):
         Base.of("shvit_s9")
+
+
+def test_a_cost_between_two_resolutions_is_met_by_widths_and_depths() -> None:
+    base = Base.of("elasticvit_t1")
+    assert base.dimensions is not None
+    for target in (150e6, 200e6, 300e6):
+        result = scale_to(base, target=target)
+        assert abs(result.deviation) <= TOLERANCE
+        assert result.network.size in base.dimensions.choices["sides"][0]

@@ -202,11 +202,12 @@ class Base:
         value = self.options[option] if option else ()
         return tuple(value) if isinstance(value, Sequence) else (value,)
 
-    def scaled(self, factors: Factors, nudged: Nudges = ()) -> Scaled:
+    def scaled(self, factors: Factors, nudged: Nudges = (), side: int | None = None) -> Scaled:
         """With its options multiplied and rounded.
 
         Args:
             nudged: widths and depths that are rounded the other way.
+            side: of the pictures, where there is a choice of them (`sides_near`); None for the nearest.
 
         Raises:
             UsageError: the strategy scales depth, and this network has none; pictures without pixels.
@@ -226,7 +227,8 @@ class Base:
         }
         size = self._size(self.size, factors.resolution)
         if own.sides:
-            changed[own.sides] = sides = self._sides(factors.resolution)
+            sides = self._sides(factors.resolution) if side is None else [side] * len(self.numbers(own.sides))
+            changed[own.sides] = sides
             size = max(sides) if self._choices(own.sides) else size
         if self.dimensions:
             changed = self._translated(changed)
@@ -295,6 +297,14 @@ class Base:
         places = [(option, i) for option, f in changed if f != 1 for i in range(len(self.numbers(option)))]
         for count in (1, 2):
             yield from itertools.combinations(places, count)
+
+    def sides_near(self, factors: Factors) -> list[int]:
+        """Where pictures' sides are a choice: those next to the one that `scaled` takes, the nearer first."""
+        choices = self._choices(self.growth.sides)
+        if not choices or factors.resolution == 1:
+            return []
+        exact = self.size * factors.resolution
+        return sorted(choices[0], key=lambda side: abs(side - exact))[1:3]
 
     def _size(self, side: int, factor: float) -> int:
         found = side if factor == 1 else round(side * factor / self.grid) * self.grid
@@ -451,18 +461,30 @@ def _solve(base: Base, strategy: str, target: float, count: Callable[[Scaled], f
     Raises:
         UsageError: there is none.
     """
-    net, s, achieved = search(
-        lambda s: base.scaled(scaling_factors(strategy, s, base.size)),
-        count,
-        target,
-        tolerance=_NEAR,
-        evaluations=_EVALUATIONS,
-        bounds=base.bounds,
-    )
+
+    def searched(side: int | None) -> tuple[Scaled, float, float]:
+        return search(
+            lambda s: base.scaled(scaling_factors(strategy, s, base.size), side=side),
+            count,
+            target,
+            tolerance=_NEAR,
+            evaluations=_EVALUATIONS,
+            bounds=base.bounds,
+        )
+
+    def miss(found: tuple[Scaled, float, float]) -> float:
+        return abs(found[2] / target - 1)
+
+    side, best = None, searched(None)
+    sides = iter(base.sides_near(scaling_factors(strategy, best[1], base.size)))
+    while miss(best) > TOLERANCE and (other_side := next(sides, None)):  # between two sides costs jump
+        if miss(found := searched(other_side)) < miss(best):
+            side, best = other_side, found
+    net, s, achieved = best
     factors = scaling_factors(strategy, s, base.size)
     others = base.nudges(factors)  # dimensions round all at once, and may miss: then some the other way
     while abs(achieved / target - 1) > TOLERANCE and (nudged := next(others, None)):
-        other = base.scaled(factors, nudged)
+        other = base.scaled(factors, nudged, side)
         if abs(count(other) / target - 1) < abs(achieved / target - 1):
             net, achieved = other, count(other)
     if abs(achieved / target - 1) > TOLERANCE:
