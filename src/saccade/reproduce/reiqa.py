@@ -198,6 +198,7 @@ def plot(figures: Figures, path: Path) -> None:
     axis.axhline(0.8, color="0.5", linewidth=0.8)
     axis.set_xticks(range(len(rows["quality"])), [k.replace("_", " ") for k in rows["quality"]])
     axis.set_ylabel("SRCC with the level")
-    axis.legend(ncols=3, fontsize=8)
+    axis.set_ylim(0, 1.2)
+    axis.legend(ncols=5, fontsize=8, loc="upper center")
     picture.savefig(path, dpi=120)
     plt.close(picture)
