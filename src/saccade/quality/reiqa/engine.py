@@ -17,6 +17,7 @@ from saccade.errors import UsageError
 from saccade.quality.reiqa.encoder import DEVIATION, FLOOR, MEAN, WINDOW, Encoder, Residual, local_contrast
 from saccade.quality.reiqa.network import ReIQA
 from saccade.runtime.engines import available_backends, cores, load_openvino
+from saccade.runtime.threads import on_threads
 
 __all__ = ["Backend", "encoders", "pick_backend"]
 
@@ -99,14 +100,14 @@ def contrast_in_strips(pixels: np.ndarray, normalise: bool, threads: int) -> np.
 
     Shape: (h, w, 3) uint8 -> (1, 6, h, w) float32.
     """
-    torch.set_num_threads(threads)
     height, width = pixels.shape[:2]
     made = torch.empty(1, 6, height, width)
     reach = 2 * (WINDOW // 2)  # a window of differences, each from a window's mean
-    for start in range(0, height, STRIP):
-        top = max(start - reach, 0)
-        x = _normalised(pixels[top : start + STRIP + reach], normalise)
-        made[:, :, start : start + STRIP] = local_contrast(x)[:, :, start - top : start - top + STRIP]
+    with on_threads(threads):
+        for start in range(0, height, STRIP):
+            top = max(start - reach, 0)
+            x = _normalised(pixels[top : start + STRIP + reach], normalise)
+            made[:, :, start : start + STRIP] = local_contrast(x)[:, :, start - top : start - top + STRIP]
     return made.numpy()
 
 
