@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -271,12 +273,18 @@ def test_each_photograph_is_taken_once_in_a_pass() -> None:
     assert not passes[0] == passes[1] == passes[2], "the order is drawn anew"
 
 
-def test_workers_draw_what_the_training_itself_would() -> None:
+def workers_draw_the_same() -> None:
     recipe = fresh_recipe(steps=2)
     alone, helped = (list(FreshCrops(photographs(), recipe, workers).batches(0, 1)) for workers in (0, 1))
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
+
+
+def test_workers_draw_what_the_training_itself_would() -> None:
+    """In a process of its own: torch's loader leaves a handler of SIGCHLD behind, on which one with OpenVINO dies."""
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_small_photographs_are_reduced_less_and_smaller_ones_refused() -> None:
@@ -326,3 +334,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
 def test_a_rate_that_is_too_high_is_told() -> None:
     with pytest.raises(InputError, match=r"the loss became nan at step \d+; take a lower rate"):
         pretrain(Encoder("basic", (1,), (8,), 8), photographs(), small_recipe(optimiser="adamw", rate=1e30))
+
+
+if __name__ == "__main__":
+    workers_draw_the_same()
