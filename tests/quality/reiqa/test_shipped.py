@@ -58,6 +58,7 @@ def test_scores_fall_with_the_level_of_every_kind() -> None:
 
 
 @needs_data
+@pytest.mark.slow
 def test_kodak_comes_out_as_the_card_says() -> None:
     table = json.loads((WEIGHTS / "weights.json").read_text())["reiqa_small.safetensors"]
     model = create("reiqa_small")
