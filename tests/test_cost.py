@@ -343,7 +343,8 @@ def test_the_verb_times_a_real_run_and_says_so() -> None:
         (("sesr_m5", "--size", "8x8", "--scale", "7"), "x7"),
         (("sesr_m55", "--size", "8x8"), "sesr_m5"),
         (("sesr_m5", "--size", "8x8", "--device", "nowhere"), "cannot use the device 'nowhere'"),
-        (("sesr_m5", "--size", "8x8", "--threads", "0"), "at least 1 thread"),
+        (("sesr_m5", "--size", "8x8", "--threads", "0"), "1 to 1024 threads, not 0"),
+        (("sesr_m5", "--size", "8x8", "--threads", "100000"), "1 to 1024 threads, not 100000"),
     ],
 )
 def test_the_verb_refuses_what_cannot_be(arguments: tuple[str, ...], words: str) -> None:

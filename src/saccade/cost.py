@@ -38,7 +38,10 @@ from saccade.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Cost", "cost", "count_parameters", "register_macs"]
+__all__ = ["MOST_THREADS", "Cost", "cost", "count_parameters", "register_macs"]
+
+#: more than machines have; torch and OpenMP crash, without an error, where so many threads cannot be made
+MOST_THREADS = 1024
 
 Formula = TypeVar("Formula", bound=Callable[..., int])
 
@@ -155,8 +158,8 @@ def cost(
 
     if repeats < 1 or warmup < 0:
         raise UsageError(f"cost needs at least 1 timed run and no negative warm-up, not {repeats} and {warmup}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"cost needs at least 1 thread, not {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"cost takes 1 to {MOST_THREADS} threads, not {threads}")
     leaves = torch.utils._pytree.tree_leaves
     module = getattr(model, "_orig_mod", model)  # torch.compile hides the operators from the counter
     held = [x for x in [*leaves(inputs), *_owned(module)] if isinstance(x, torch.Tensor)]

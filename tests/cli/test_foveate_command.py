@@ -132,6 +132,10 @@ def test_files_of_sixteen_bits_stay_so(run: Run) -> None:
         (("p.png", "--device", "abacus"), "abacus", 2),
         (("p.png", "--quality", "101"), "--quality", 2),
         (("p.png", "--threads", "-1"), "threads", 2),
+        (("p.png", "--threads", "100000"), "threads are 1024 at the most", 2),
+        (("p.png", "--seed", "99999999999999999999999"), "--seed lies between", 2),
+        (("p.png", "--to", "blur", "--strength", "1e9"), "--strength of a blur is 2 at the most", 2),
+        (("p.png", "--to", "uniform", "--strength", "1e9"), "wider than the picture of 131 x 97 px", 2),
     ],
 )
 def test_bad_calls_end_in_one_line_and_leave_nothing(

@@ -173,6 +173,8 @@ def test_the_architecture_alone_is_written_as_json(run: Run, supernet: Path, tmp
         (("--macs", "3M", "--data", "."), "give --weights too"),
         (("--macs", "3M", "--threads", "0"), "--threads, --batches and --held are at least 1"),
         (("--macs", "3M", "--population", "0"), "population of at least 1"),
+        (("--macs", "3M", "--backend", "abacus"), "no backend named 'abacus'; there are auto, openvino, torch"),
+        (("--macs", "3M", "--seed", "-1"), "--seed lies between 0 and"),
         (("--macs", "3M", "--device", "quantum"), "no device named 'quantum'"),
     ],
 )

@@ -279,6 +279,19 @@ def test_what_nobody_foresaw_is_one_line_too(run: Run, monkeypatch: pytest.Monke
         main(["--debug", "upscale", "a.png"])
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 PB")])
+def test_memory_that_ran_out_is_called_that(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    picture("a.png")
+    monkeypatch.setattr("saccade.restoration.upscale.Upscaler", fail)
+    code, _, err = run("a.png")
+    assert code == 1
+    assert err.startswith("saccade: there is not the memory for that (")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("1GB", 1 << 30), ("1.5 GiB", 3 << 29), ("800MB", 800 << 20), ("7k", 7168), ("12", 12)]
 )

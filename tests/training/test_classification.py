@@ -217,6 +217,7 @@ def test_it_starts_from_weights_of_other_classes(options: Options, tmp_path: Pat
     ("wrong", "says"),
     [
         ({"smoothing": 1.0}, "--smoothing"),
+        ({"patch": 0}, "--size must be at least 1, not 0"),
         ({"mixup": -1.0}, "--mixup"),
         ({"norm_momentum": 2.0}, "norm_momentum"),
         ({"warmup": 5}, "--warmup 5 does not end within --steps 4"),

@@ -205,6 +205,8 @@ def test_a_damaged_checkpoint_is_said_and_not_overwritten(start: Any, tmp_path: 
     ("options", "says"),
     [
         ({"steps": 0}, "--steps must be at least 1"),
+        ({"seed": -1}, "--seed lies between 0 and"),
+        ({"seed": 2**63}, "--seed lies between 0 and"),
         ({"batch": 0}, "--batch"),
         ({"patch": -1}, "--patch"),
         ({"save_every": 0}, "--save-every"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade.errors import InputError, UsageError
+from saccade.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +65,7 @@ class Limits:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"the page's limit of {name} must be a positive number, not {value:g}")
-        if self.threads < 0:
-            raise UsageError(f"threads must not be negative, got {self.threads}")
+        check_threads(self.threads)
 
 
 @dataclass

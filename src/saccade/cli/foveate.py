@@ -26,7 +26,7 @@ def foveate(
         float | None,
         typer.Option(help="Of the blur: deviation over eccentricity, or in pixels if uniform.  [default: as texture]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the texture's noise.")] = 0,
+    seed: Annotated[int, typer.Option(callback=options.a_seed, help="Of the texture's noise.")] = 0,
     max_memory: options.MaxMemory = "4GB",
     device: options.Device = "auto",
     threads: options.Threads = 0,

@@ -6,6 +6,20 @@ from typing import Annotated
 
 import typer
 
+from saccade.errors import UsageError
+
+
+def a_seed(value: int | None) -> int | None:
+    """What an option ``--seed`` was given, for typer to call.
+
+    Raises:
+        UsageError: no generator of random numbers takes it.
+    """
+    if value is not None and not 0 <= value < 2**63:
+        raise UsageError(f"--seed lies between 0 and 2^63 - 1, not at {value}")
+    return value
+
+
 # what the verbs share that make files of files
 Inputs = Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, clips, folders or globs.")]
 Pictures = Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, folders or globs.")]

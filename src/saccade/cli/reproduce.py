@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from saccade.cli.options import a_seed
 from saccade.errors import UsageError
 
 
@@ -25,7 +26,7 @@ def reproduce(
         Path | None,
         typer.Option(help="Folder for SLUG.json and SLUG.png.  [default: docs/results here, or saccade-results]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(callback=a_seed, help="Of everything drawn at random.")] = 0,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs, each with the next seed; a claim is met where all of them meet it.")
     ] = 1,

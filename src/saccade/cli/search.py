@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saccade.cli.options import AsJson, Device, Overwrite
+from saccade.cli.options import AsJson, Device, Overwrite, a_seed
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def search(
     held: Annotated[int, typer.Option(help="Held-out pictures that accuracy is measured on.")] = 512,
     population: Annotated[int | None, typer.Option(help="Networks to start from.  [default: 512, on data 32]")] = None,
     generations: Annotated[int | None, typer.Option(help="After them.  [default: 40, on data 6]")] = None,
-    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
+    seed: Annotated[int, typer.Option(callback=a_seed, help="Of all chance.")] = 0,
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
@@ -74,7 +74,10 @@ def search(
         raise UsageError(f"--threads, --batches and --held are at least 1, not {threads}, {batches} and {held}")
 
     from saccade.backbones.elasticvit.latency import Platform
+    from saccade.runtime.accelerate import BACKENDS
 
+    if backend not in BACKENDS:  # before minutes of search
+        raise UsageError(f"no backend named {backend!r}; there are {', '.join(BACKENDS)}")
     device = chosen_device(device, backend)
     model = _supernet(weights, space, classes, seed)
     platform = Platform(threads, backend, device, model.num_classes)

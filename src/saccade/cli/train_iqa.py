@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade.cli.batch import spare_processor
-from saccade.cli.options import Budget, FiguresAsJson, LongerSide, OverwriteFile, QualityModel, Threads
+from saccade.cli.options import Budget, FiguresAsJson, LongerSide, OverwriteFile, QualityModel, Threads, a_seed
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.io.files import check_target, reason
 
@@ -45,7 +45,7 @@ def train_iqa(
     penalty: Annotated[str, typer.Option(help="ridge, or elastic-net, which leaves features out.")] = "ridge",
     l1_share: Annotated[float, typer.Option(help="Of the elastic net's penalty, in (0, 1].")] = 0.5,
     splits: Annotated[int, typer.Option(help="Random 80/20 splits by content for the figures.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
+    seed: Annotated[int, typer.Option(callback=a_seed, help="Seed of the splits.")] = 0,
     threads: Threads = 0,
     overwrite: OverwriteFile = False,
     json: FiguresAsJson = False,

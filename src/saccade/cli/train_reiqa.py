@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saccade.cli.options import Accelerator, Devices, FloatPrecision, Nodes, OverwriteFile, SaveEvery, TrainingThreads
+from saccade.cli.options import (
+    Accelerator,
+    Devices,
+    FloatPrecision,
+    Nodes,
+    OverwriteFile,
+    SaveEvery,
+    TrainingThreads,
+    a_seed,
+)
 from saccade.errors import UsageError
 from saccade.io.files import check_target
 
@@ -58,7 +67,7 @@ def train_reiqa(
         int | None, typer.Option(help="Photographs in a step, over all processes.  [default: 4; paper: 630]")
     ] = None,
     copies: Annotated[int | None, typer.Option(help="Distorted copies of each.  [default: 12; paper: 11]")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, crops and distortions.")] = 0,
+    seed: Annotated[int, typer.Option(callback=a_seed, help="Seed of weights, crops and distortions.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Weights whose encoders are kept: regressors alone.")] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints; an unfinished training there is continued.")

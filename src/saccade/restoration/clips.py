@@ -22,6 +22,7 @@ from saccade.runtime import engines
 from saccade.runtime.devices import chosen_device
 from saccade.runtime.graphs import check_finite, told_by
 from saccade.runtime.stream import RESIDENT, Advance
+from saccade.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,8 +103,7 @@ class ClipUpscaler(Streamed):
             raise UsageError(f"{self.name} runs in openvino or torch, not in {backend}")
         if precision != "float32":
             raise UsageError(f"{self.name} runs in float32, not in {precision}")
-        if threads < 0:
-            raise UsageError(f"threads must not be negative, got {threads}")
+        check_threads(threads)
         self.device = chosen_device(device, backend)
         installed = "openvino" in engines.available_backends()
         self.backend = ("openvino" if installed and self.device == "cpu" else "torch") if backend == "auto" else backend

@@ -20,6 +20,7 @@ import numpy as np
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.io.raw import RawPicture, read_raw
+from saccade.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     import torch
@@ -363,8 +364,7 @@ class _Tags:
 
 def set_threads(threads: int) -> None:
     """Let torch use so many; 0 leaves it alone. Raises UsageError for fewer."""
-    if threads < 0:
-        raise UsageError(f"threads must not be negative, got {threads}")
+    check_threads(threads)
     if threads:
         import torch
 

@@ -29,6 +29,7 @@ from saccade.runtime import engines
 from saccade.runtime.devices import chosen_device
 from saccade.runtime.graphs import cached_graph, can_export, graph_for, told_by
 from saccade.runtime.stream import RESIDENT, Picture, band_rows
+from saccade.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,8 +149,7 @@ class Restorer(Streamed):
             raise UsageError(f"no task named {task!r}; there are {', '.join(TASKS)}")
         if backend not in BACKENDS:
             raise UsageError(f"no backend named {backend!r}; there are {', '.join(BACKENDS)}")
-        if threads < 0:
-            raise UsageError(f"threads must not be negative, got {threads}")
+        check_threads(threads)
         if perception is not None and not (math.isfinite(perception) and 0 <= perception <= 1):
             raise UsageError(f"perception lies between 0 and 1, not {perception}")
         if perception is None and not (transport is None and vae is None):

@@ -26,6 +26,7 @@ from saccade.restoration.streamed import Report, Streamed
 from saccade.runtime import engines
 from saccade.runtime.devices import chosen_device
 from saccade.runtime.graphs import cached_graph, can_export, graph_for, told_by
+from saccade.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,8 +91,7 @@ class Upscaler(Streamed):
             raise UsageError(f"no backend named {backend!r}; there are {', '.join(BACKENDS)}")
         if precision not in PRECISIONS:
             raise UsageError(f"no precision named {precision!r}; there are {', '.join(PRECISIONS)}")
-        if threads < 0:
-            raise UsageError(f"threads must not be negative, got {threads}")
+        check_threads(threads)
         super().__init__()
         self.budget = None if budget is None else check_budget(budget)
         self.max_memory, self.threads = max_memory, threads

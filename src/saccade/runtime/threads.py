@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["on_threads"]
+from saccade.cost import MOST_THREADS
+from saccade.errors import UsageError
+
+__all__ = ["check_threads", "on_threads"]
+
+
+def check_threads(threads: int) -> int:
+    """A number of threads, 0 where it is left to others.
+
+    Raises:
+        UsageError: a negative one, or more than `MOST_THREADS`.
+    """
+    if threads < 0:
+        raise UsageError(f"threads must not be negative, got {threads}")
+    if threads > MOST_THREADS:
+        raise UsageError(f"threads are {MOST_THREADS} at the most, not {threads}")
+    return threads
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,6 +80,7 @@ class Options(trainer.Options):
 
     TASK: ClassVar[str] = "classification"
     FIGURE: ClassVar[str] = "top1_percent"
+    SPELT: ClassVar[Mapping[str, str]] = {"patch": "size"}
     FORWARDS: ClassVar[tuple[str, ...]] = ("with_auxiliary_loss",)
 
     patch: int = 224

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -71,6 +71,7 @@ class Options:
     TASK: ClassVar[str] = ""  # of the registered models that can be trained
     FIGURE: ClassVar[str] = "psnr_db"  # what `measure` gives
     LOSSES: ClassVar[tuple[str, ...]] = ("l1", "l2")
+    SPELT: ClassVar[Mapping[str, str]] = {}  # options that the command line calls otherwise
     FORWARDS: ClassVar[tuple[str, ...]] = ("training_loss",)  # methods that a step calls in place of the network itself
 
     model: str
@@ -198,7 +199,8 @@ class Options:
         """
         for name in ("steps", "batch", "patch", "validate_every", "save_every"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+                option = self.SPELT.get(name, name.replace("_", "-"))
+                raise UsageError(f"--{option} must be at least 1, not {getattr(self, name)}")
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise UsageError(f"--rate must be a positive number, not {self.rate}")
         if not 0 <= self.ema < 1:
@@ -212,6 +214,8 @@ class Options:
                 raise UsageError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
         if self.warmup < 0 or self.threads < 0:
             raise UsageError("--warmup and --threads must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed lies between 0 and 2^63 - 1, not at {self.seed}")
         if self.loss not in self.LOSSES:
             raise UsageError(f"--loss is {' or '.join(self.LOSSES)}, not {self.loss!r}")
         if self.optimiser not in OPTIMISERS:

@@ -22,11 +22,13 @@ from saccade.io import Saving, create_picture, open_picture
 from saccade.io.files import check_target
 from saccade.runtime.devices import chosen_device
 from saccade.runtime.stream import RESIDENT, check_array
-from saccade.runtime.threads import on_threads
+from saccade.runtime.threads import check_threads, on_threads
 
 __all__ = ["KINDS", "Foveator", "Point", "Report", "parse_point"]
 
 KINDS = ("texture", "blur", "uniform")
+#: deviation over distance at the most: as much as all there is, and wider ones take for ever
+WIDEST = 2.0
 #: bytes that each kind takes for a sample of the picture at the most, with the picture itself
 BYTES = {"texture": 80, "blur": 34, "uniform": 30}
 
@@ -144,14 +146,15 @@ class Foveator:
     ) -> None:
         if kind not in KINDS:
             raise UsageError(f"the periphery becomes {', '.join(KINDS)}, not {kind!r}")
-        if threads < 0:
-            raise UsageError(f"threads must not be negative, got {threads}")
+        check_threads(threads)
         self.at, self.scale, self.kind, self.strength, self.seed = at or Point(), scale, kind, strength, seed
         if kind == "texture" and strength is not None:
             raise UsageError("only blurs have a strength, a texture has none")
         Windows((64, 64), scale)  # refuses a scale that there is not, before a picture is read
         if kind != "texture":
             stage(kind, (64, 64), scale, strength=strength)
+        if kind == "blur" and strength is not None and strength > WIDEST:
+            raise UsageError(f"--strength of a blur is {WIDEST:g} at the most, not {strength:g}")
         self.device, self.max_memory, self.threads = chosen_device(device, "torch"), max_memory, threads
         self._made: tuple[tuple[Any, ...], nn.Module] | None = None
 
@@ -164,7 +167,9 @@ class Foveator:
             self._made = (key, made.to(self.device))
         return self._made[1]
 
-    def _check_memory(self, width: int, height: int, channels: int) -> None:
+    def _check_size(self, width: int, height: int, channels: int) -> None:
+        if self.kind == "uniform" and self.strength is not None and self.strength > max(width, height):
+            raise UsageError(f"a blur of {self.strength:g} px is wider than the picture of {width} x {height} px")
         need = RESIDENT["torch"] + BYTES[self.kind] * width * height * channels
         if need > self.max_memory:
             raise UsageError(
@@ -181,7 +186,7 @@ class Foveator:
         """
         check_array(colour, alpha)
         height, width, channels = colour.shape
-        self._check_memory(width, height, channels)
+        self._check_size(width, height, channels)
         x, y = self.at.within(width, height)
         most = float(np.iinfo(colour.dtype).max)
         block = fitting_block((height, width)) if self.kind == "texture" else 1
@@ -213,7 +218,7 @@ class Foveator:
         check_target(Path(target), how.get("overwrite", False))
         with open_picture(source) as reader:
             width, height = reader.width, reader.height
-            self._check_memory(width, height, reader.bands)
+            self._check_size(width, height, reader.bands)
             x, y = self.at.within(width, height)
             colour, alpha = self.array(*reader.read_rows(0, height))
             with create_picture(

@@ -25,6 +25,7 @@ from saccade.quality.reiqa.engine import Backend, Encode, encoders, pick_backend
 from saccade.quality.reiqa.network import SMALLEST, ReIQA, layout_hash
 from saccade.quality.reiqa.ridge import Ridge
 from saccade.registry import create
+from saccade.runtime.threads import check_threads
 
 __all__ = ["SIDE", "Regressor", "Score", "Scorer", "score"]
 
@@ -167,8 +168,7 @@ class Scorer:
     ) -> None:
         if side < 256:
             raise UsageError(f"--side is at least 256 pixels, not {side}")
-        if threads < 0:
-            raise UsageError(f"threads must not be negative, got {threads}")
+        check_threads(threads)
         self.model, self.side = _model(model), side
         self.name = str(getattr(self.model, "saccade_name", "reiqa"))
         if isinstance(regressor, str | Path):

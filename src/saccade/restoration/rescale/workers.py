@@ -40,7 +40,7 @@ from saccade.restoration.rescale.tiles import (
     to_bytes,
 )
 from saccade.runtime.stream import QUEUED, RESIDENT, give_blocks_back
-from saccade.runtime.threads import on_threads
+from saccade.runtime.threads import check_threads, on_threads
 
 __all__ = ["Enlarger", "Report", "Rescaler", "Shrinker", "fingerprint"]
 
@@ -97,8 +97,7 @@ class Rescaler:
         self.weights = fingerprint(self.model)
         if tile is not None and tile < 8:
             raise UsageError(f"a tile has at least 8 pixels a side, not {tile}")
-        if threads < 0:
-            raise UsageError(f"threads must not be negative, got {threads}")
+        check_threads(threads)
         self.max_memory, self.threads, self.tile = max_memory, threads, tile
         try:
             if device == "auto":
