@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from saccade.checkpoint import save
 from saccade.cli.cost import cost as verb
 from saccade.cli.cost import parse_size
 from saccade.cost import Cost, cost, count_parameters, register_macs
@@ -325,6 +327,19 @@ def test_the_verb_prints_exact_figures_as_json() -> None:
     assert figures["macs"] == 13_520 * 1080 * 1920
     assert figures["input"] == [1, 1, 1080, 1920]
     assert (figures["model"], figures["scale"], figures["latency_s"]) == ("sesr_m5", 2, None)
+
+
+def test_the_verb_counts_a_file_of_weights(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save(create("sesr_m3", weights=None, scale=3), path)
+    named = run("sesr_m3", "--scale", "3", "--size", "20x30", "--json", "--meta")
+    for more in ((), ("--meta",)):
+        found = run(str(path), "--size", "20x30", "--json", *more)
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.stdout)["macs"] == json.loads(named.stdout)["macs"]
+    refused = run(str(path), "--size", "9x9", "--scale", "2")
+    assert isinstance(refused.exception, UsageError)
+    assert "leave --scale out" in str(refused.exception)
 
 
 def test_the_verb_times_a_real_run_and_says_so() -> None:

@@ -33,6 +33,11 @@ def test_a_job_makes_a_result_previews_of_one_size_and_tells_the_cost(job: str, 
     assert shares[-1] == pytest.approx(1.0)
 
 
+def test_a_dial_that_turns_nothing_is_told(picture: Path, tmp_path: Path) -> None:
+    made = jobs.run("restore", picture, tmp_path, dial=0.3, task="weather")
+    assert any("dial turns nothing" in line for line in made.told)
+
+
 def test_a_picture_is_scored_where_weights_for_it_ship(picture: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.png"
     with Image.open(picture) as opened:

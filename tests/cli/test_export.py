@@ -109,11 +109,60 @@ def test_of_a_routed_network_one_sampler_is_exported(tmp_path: Path, capsys: pyt
     assert json.loads(out)["difference"] < 1e-4
 
 
-def test_networks_that_do_not_enlarge_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = saccade.create("regnetx_200mf", weights=None)
-    path = tmp_path / "regnet.safetensors"
-    saccade.save(model, path)
-    code, _, err = run(capsys, str(path), "-o", str(tmp_path / "o.onnx"))
-    assert code == 2
-    assert "classification" in err
-    assert not (tmp_path / "o.onnx").exists()
+def test_a_backbone_of_any_size_becomes_a_graph_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model: Any = saccade.create("regnetx_200mf", weights=None, num_classes=7)
+    with torch.no_grad():
+        for p in model.get_classifier().parameters():
+            p.normal_(generator=torch.Generator().manual_seed(0))
+    saccade.save(model, tmp_path / "regnet.safetensors")
+    code, out, err = run(capsys, str(tmp_path / "regnet.safetensors"), "-o", str(tmp_path / "o.onnx"), "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["input"] == [1, 3, "h", "w"]
+    assert told["difference"] < 1e-5
+    assert told["mean"] == [0.485, 0.456, 0.406]
+    session = onnxruntime.InferenceSession(str(tmp_path / "o.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.rand(1, 3, 70, 133, generator=torch.Generator().manual_seed(1))
+    made = session.run(["logits"], {"pictures": x.numpy()})[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(made), model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_built_for_one_size_is_built_for_the_size_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "o.onnx"
+    words = ["elasticvit_t1", "--weights", "none", "--size", "64x64", "-o", str(target), "--json"]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert json.loads(out)["input"] == [1, 3, 64, 64]
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 3, 64, 64]
+
+
+def test_a_cleaner_becomes_a_graph_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "cleaner_small", "-o", str(tmp_path / "o.onnx"), "--json")
+    assert code == 0, err
+    assert json.loads(out)["difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["van_b0"], 2, "--weights official"),
+        (["van_b0", "--weights", "fresh"], 2, "default, official or none"),
+        (["van_b0", "--weights", "none", "--size", "big"], 2, "HxW"),
+        (["van_b0", "--weights", "none", "--size", "0x224"], 2, "1 and 8,192"),
+        (["van_b0", "--weights", "none", "--size", "8x8"], 1, "at least 32 px"),
+        (["fit_classifier_s", "--weights", "none", "--size", "32x64"], 2, "square"),
+        (["histoformer_tiny"], 2, "no fixed graph"),
+        (["missing.safetensors", "--weights", "none"], 2, "itself"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    arguments: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, _, err = run(capsys, *arguments, "-o", str(tmp_path / "o.onnx"))
+    assert (found, list(tmp_path.iterdir())) == (code, [])
+    assert says in err
+    assert err.count("\n") == 1

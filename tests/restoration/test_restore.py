@@ -116,6 +116,7 @@ def test_alpha_is_kept_and_every_kind_of_picture_comes_back_as_it_came(weights: 
         ({"linear": True}, "known blur"),
         ({"model": "cleaner", "budget": 0.5}, "cleaner has no dial"),
         ({"budget": 1.5}, "budget"),
+        ({"task": "weather", "budget": 0.5}, "several ship"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], says: str) -> None:
@@ -135,6 +136,7 @@ def test_the_budget_chooses_among_what_ships() -> None:
     cheap, full = Restorer(budget=0.3), Restorer(budget=1.0)
     assert (cheap.choice.name, full.choice.name) == ("cleaner_small", "cleaner")
     assert Restorer().choice.name == "cleaner_small"
+    assert Restorer("weather", budget=1.0).choice.name == "histoformer_tiny"
 
 
 def test_a_known_blur_is_taken_off_and_the_picture_stays_in_place() -> None:

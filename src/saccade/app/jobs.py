@@ -180,12 +180,19 @@ def _streamed(
     job: str, path: Path, clip: bool, folder: Path, chosen: tuple[float, int, str], limits: Limits, progress: _Progress
 ) -> Outcome:
     dial, scale, task = chosen
+    notes = []
+    if job == "restore" and dial < 1:
+        from saccade.restoration.restore import TASKS as NETWORKS
+
+        if len(NETWORKS[task]) == 1:
+            dial = 1.0
+            notes.append(f"one network ships for {task}: the dial turns nothing there")
     worker = _worker(job, dial, scale if job == "upscale" else 1, task, limits.max_memory, limits.threads)
     ending = f"_x{scale}" if job == "upscale" else "_restored"
     made = folder / f"{path.stem}{ending}{path.suffix if clip else '.png'}"
     report = (worker.video if clip else worker.picture)(path, made, overwrite=True, advance=progress)
     before, after = _previews(path, made, folder, clip)
-    return Outcome(before, after, made, [_cost(report, made), *(f"Note: {n}" for n in report.notices)])
+    return Outcome(before, after, made, [_cost(report, made), *(f"Note: {n}" for n in (*notes, *report.notices))])
 
 
 @functools.lru_cache(maxsize=8)

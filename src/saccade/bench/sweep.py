@@ -170,15 +170,14 @@ def one(name: str, side: int, threads: int) -> dict[str, float]:
     """Seconds of the fastest of three calls, and bytes at the peak of the first beyond those held before."""
     import torch
 
-    from saccade.bench.memory import held
+    from saccade.bench.memory import held, settle
     from saccade.runtime.accelerate import accelerate
 
     torch.set_num_threads(threads)
     option = registry.entry(name).facts.get("side_option")
     model = accelerate(registry.create(name, weights=None, **({option: side} if option else {})), backend="torch")
     x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = held("VmRSS")
+    before = settle()
     seconds, peak = [], 0
     for i in range(CALLS):
         began = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saccade.cli.options import FiguresAsJson
+from saccade.cli.options import FiguresAsJson, named_as_file
 from saccade.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ _SIZE = re.compile(r"[1-9]\d*(?:[xX×][1-9]\d*){1,3}")
 
 
 def cost(
-    name: Annotated[str, typer.Argument(help="A model's name (saccade list shows all).")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A model's name (saccade list shows all), or a file of weights.")
+    ],
     size: Annotated[str, typer.Option(help="Of the input: HxW, CxHxW or BxCxHxW, e.g. 3x1080x1920.")],
     scale: Annotated[int | None, typer.Option(help="Enlargement, for super-resolution.")] = None,
     budget: Annotated[float | None, typer.Option(help="Setting of the model's dial, in (0, 1].")] = None,
@@ -32,18 +34,25 @@ def cost(
     import torch
 
     from saccade.budget import check_budget, has_budget
+    from saccade.checkpoint import load
     from saccade.cost import cost as count
     from saccade.registry import create, shaped
 
     options = {} if scale is None else {"scale": scale}
-    model: Any = shaped(name, **options) if meta else create(name, weights=None, **options)
+    model: Any
+    if named_as_file(name):
+        if options:
+            raise UsageError(f"{name} tells its enlargement itself; leave --scale out")
+        model = load(name)
+    else:
+        model = shaped(name, **options) if meta else create(name, weights=None, **options)
     if budget is not None:
         if not has_budget(model):
             raise UsageError(f"{name} has no budget dial")
         model.budget = check_budget(budget)
     shape = input_shape(name, model, sides)
     if meta:
-        figures = count(model, torch.empty(shape, device="meta"))
+        figures = count(model.to("meta"), torch.empty(shape, device="meta"))
     else:
         try:
             model = model.to(device)

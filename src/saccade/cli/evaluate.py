@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saccade.cli.options import EnlargementOfModel, PlainlyAsJson
+from saccade.cli.options import EnlargementOfModel, PlainlyAsJson, named_as_file
 from saccade.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def evaluate(
     from saccade import registry
     from saccade.checkpoint import load
 
-    if Path(model).suffix or Path(model).exists():
+    if named_as_file(model):
         network: Any = load(model)
         if scale is not None and scale != getattr(network, "scale", None):
             raise UsageError(f"{model} enlarges by {getattr(network, 'scale', 1)}, not by {scale}")

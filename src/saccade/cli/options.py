@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +20,11 @@ def a_seed(value: int | None) -> int | None:
     if value is not None and not 0 <= value < 2**63:
         raise UsageError(f"--seed lies between 0 and 2^63 - 1, not at {value}")
     return value
+
+
+def named_as_file(model: str) -> bool:
+    """Whether a NAME|FILE is a file of weights: it has a folder or a suffix, or is there."""
+    return os.sep in model or Path(model).suffix != "" or Path(model).exists()
 
 
 # what the verbs share that make files of files

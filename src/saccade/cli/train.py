@@ -277,7 +277,7 @@ def classify(
     given = locals()
     from saccade.training.classification import Options, train
 
-    _run(Options.of_recipe, train, given, then="cost")
+    _run(Options.of_recipe, train, given, then="export", flag="")
 
 
 @app.command("supernet")
@@ -341,7 +341,7 @@ def _run(
         train: of them and ``say``; returns the file of weights.
         given: a command's own arguments: the options by name, and ``json``.
         then: the verb that uses such weights.
-        flag: how it is given them.
+        flag: how it is given them; empty: by themselves.
     """
     told = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name != "json"}
     options = make(**told | ({"shrink": _sizes(given["shrink"])} if "shrink" in given else {}))
@@ -349,7 +349,7 @@ def _run(
     if given["json"]:
         typer.echo(json_module.dumps(json_module.loads((made.parent / "run.json").read_text()), indent=1))
     else:
-        typer.echo(f"{made}  (saccade {then} {flag} {made} ...)")
+        typer.echo(f"{made}  ({' '.join(filter(None, ('saccade', then, flag, str(made))))} ...)")
 
 
 def _sizes(text: str) -> tuple[float, ...]:

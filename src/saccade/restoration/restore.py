@@ -217,6 +217,8 @@ class Restorer(Streamed):
         choices = [self._settle(*one) for one in found]
         if self.budget is None:
             return choices[0]
+        if len(choices) == 1 and self.budget < 1:
+            return self._with_dial(choices[0])
         limit = self.budget * max(c.macs for c in choices)
         return max((c for c in choices if c.macs <= limit), key=lambda c: c.macs, default=choices[0])
 
@@ -241,7 +243,10 @@ class Restorer(Streamed):
             UsageError: it has none.
         """
         if self.budget is not None and (choice.fixed or not hasattr(self._loaded(choice.weights), "budget")):
-            raise UsageError(f"{choice.name} has no dial; --budget goes with --model auto or a network that has one")
+            raise UsageError(
+                f"{choice.name} has no dial; --budget goes with a network that has one, or with a task for which "
+                "several ship (auto, denoise, jpeg)"
+            )
         return choice
 
     def _settle(self, name: str, weights: Path) -> _Choice:

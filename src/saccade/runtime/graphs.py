@@ -32,6 +32,7 @@ def export(
     weights: Path | None = None,
     *,
     shape: tuple[int, ...] | None = None,
+    example: tuple[int, ...] | None = None,
     names: tuple[str, str] = ("low", "high"),
 ) -> None:
     """Write a network on (1, C, h, w) pictures as ONNX, with free height and width.
@@ -42,6 +43,7 @@ def export(
         weights: a safetensors file in the same folder that holds the same tensors under the same names: the graph
             then points into it instead of repeating them.
         shape: of the input, for a graph of this one size.
+        example: shape of an input that is traced, for a network that does not take pictures of any size.
         names: of what goes in and what comes out.
 
     Raises:
@@ -56,13 +58,15 @@ def export(
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise UnavailableError.extra("exporting a graph", "onnx") from error
-    example = torch.zeros(shape or (1, getattr(model, "in_channels", 3), 24, 20))
-    free = {2: torch.export.Dim("height", min=1, max=1 << 20), 3: torch.export.Dim("width", min=1, max=1 << 20)}
+    traced = torch.zeros(shape or example or (1, getattr(model, "in_channels", 3), 24, 20))
+    free: dict[int, Any] = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    if example is None:
+        free = {2: torch.export.Dim("height", min=1, max=1 << 20), 3: torch.export.Dim("width", min=1, max=1 << 20)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     was = model.training
     program = torch.onnx.export(
         model.eval(),
-        (example,),
+        (traced,),
         dynamo=True,
         dynamic_shapes=(free,) if shape is None else None,
         input_names=[names[0]],
