@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -381,7 +382,7 @@ def _dense(
     patch, width = found.get("patch", 16), found["widths"][0]
     layout = dict((BEIT_LAYOUTS if "window" in found else layouts).get(found["widths"], {}))
     layout |= {"window": found["window"]} if "window" in found else {}
-    layout |= _layout(len(found["widths"]), patch, sides, window)
+    layout |= (own := _layout(len(found["widths"]), patch, sides, window))
     if len(layout) < 2:
         lost = " and ".join(name for name in ("sides", "window") if name not in layout)
         example = (448, 896, 1120, 1568)[: len(found["widths"])]
@@ -389,6 +390,12 @@ def _dense(
             f"no detector was published with branches of {found['widths']}, and no weight tells their {lost}: tell "
             f"both, the largest network's side first and window=0 for none, as in saccade.load(file, sides={example}, "
             "window=14)"
+        )
+    if "sides" not in own:
+        warnings.warn(
+            f"no weight tells the sides of these branches' pictures: taken as first published, {layout['sides']}; "
+            "saccade.load(file, sides=..., window=...) tells others",
+            stacklevel=2,
         )
     tables = tuple(side // patch for side in found["sides"])
     options = {**found, **layout, "tables": tables[0] if len(set(tables)) == 1 else tables}
