@@ -150,6 +150,9 @@ class Options:
     def prepare(self, model: nn.Module) -> None:
         """Change what the network does in training alone; its weights and options stay."""
 
+    def solve(self, model: nn.Module, examples: Any) -> None:
+        """Set a fresh network's weights by what it will see, before the first step; not where others are given."""
+
     def metadata(self) -> dict[str, str]:
         """What the file of weights tells beside the network."""
         return {}

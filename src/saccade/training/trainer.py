@@ -70,6 +70,8 @@ def train(options: Options, *, say: Callable[[str], None] = print) -> Path:
         tell(f"continuing {run.folder} at step {int(kept['step']):,} of {options.steps:,}")
     elif options.start:
         tell(options.start_from(network))
+    else:
+        options.solve(network, examples)
     learner = Learner(options, fabric, network, examples, kept)
 
     events = run.events() if leading else contextlib.nullcontext(_silence)

@@ -67,11 +67,12 @@ class Options(trainer.Options):
             raise UsageError(f"--patch is the small picture's side, at least 8, not {self.patch}")
 
     def examples(self, pictures: Sequence[Path], model: nn.Module) -> FactorCrops:
-        crops = FactorCrops(pictures, self.patch, self.factors, shrink=self.shrink)
-        if self.start is None and self.start_crops:
+        return FactorCrops(pictures, self.patch, self.factors, shrink=self.shrink)
+
+    def solve(self, model: nn.Module, examples: FactorCrops) -> None:
+        if self.start_crops:
             assert isinstance(model, IARN)
-            linear_start(model, crops, batches=self.start_crops, batch=self.batch, seed=self.seed)
-        return crops
+            linear_start(model, examples, batches=self.start_crops, batch=self.batch, seed=self.seed)
 
     def measurer(self, pictures: Sequence[Path], model: nn.Module) -> Callable[[nn.Module], float]:
         wholes = [read_resized(path, 1.0) for path in pictures]
