@@ -37,8 +37,9 @@ from saccade.backbones.foveated.adain import (
 )
 from saccade.backbones.foveated.blurs import BOUND, FoveatedBlur, gaussian_blur, gaussian_blur_plainly, matched
 from saccade.backbones.foveated.lapped import Lapped, Unlapped
+from saccade.backbones.foveated.network import from_official
 from saccade.backbones.foveated.probes import GREY, area, cue_conflict, high_pass, low_pass, occlude, sweep
-from saccade.backbones.foveated.systems import SCALES, from_official
+from saccade.backbones.foveated.stages import SCALES
 from saccade.backbones.foveated.transform import painted, painted_in_turn
 from saccade.backbones.foveated.windows import blending
 from saccade.checkpoint import fit, load

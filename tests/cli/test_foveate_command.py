@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +184,8 @@ def test_a_name_that_is_no_utf8_is_read_written_and_printed(run: Run) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("caf\\udce9_foveated.png")
     assert sorted(os.listdir(b".")) == [b"caf\xe9.png", b"caf\xe9_foveated.png"]
+
+
+def test_showing_a_picture_does_not_wait_for_torchvision() -> None:
+    code = "import sys, saccade.backbones.foveated.files; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

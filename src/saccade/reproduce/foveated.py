@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.foveated.blurs import FoveatedBlur, gaussian_blur, matched
+from saccade.backbones.foveated.network import FoveatedNetwork
 from saccade.backbones.foveated.probes import area, cue_conflict, high_pass, low_pass, occlude, sweep
-from saccade.backbones.foveated.systems import KINDS, FoveatedNetwork
+from saccade.backbones.foveated.stages import KINDS
 from saccade.backbones.foveated.transform import FoveatedTexture, drawn
 from saccade.progress import bar
 from saccade.quality.structure import ssim

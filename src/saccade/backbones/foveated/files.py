@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saccade.backbones.foveated.systems import stage
+from saccade.backbones.foveated.stages import stage
 from saccade.backbones.foveated.transform import FoveatedTexture, fitting_block
 from saccade.backbones.foveated.windows import Windows
 from saccade.errors import UsageError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saccade.backbones.foveated.systems import stage
+from saccade.backbones.foveated.stages import stage
 from saccade.backbones.foveated.transform import FoveatedTexture
 from saccade.errors import InputError
 from saccade.io.pil import from_pil, to_pil

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.foveated.adain import Decoder, Encoder, adain, coral
-from saccade.backbones.foveated.systems import FoveatedNetwork
+from saccade.backbones.foveated.network import FoveatedNetwork
 from saccade.backbones.foveated.transform import FoveatedTexture
 from saccade.backbones.foveated.windows import Windows, pooling_regions
 from saccade.bench.classify import backbone_contest, eager
