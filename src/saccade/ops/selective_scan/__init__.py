@@ -25,7 +25,7 @@ from saccade.ops.selective_scan.operands import Gradients, Operands
 __all__ = ["Operands", "scan_tokens", "selective_scan"]
 
 Path = Literal["auto", "naive", "chunked", "numba", "triton"]
-WORTH = 1 << 17  # updates of a state from which the compiled path is worth loading
+WORTH = 1 << 12  # updates of a state from which the compiled path is the faster one
 
 
 def selective_scan(
