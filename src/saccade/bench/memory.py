@@ -58,14 +58,15 @@ def settle() -> int:
 
 
 def main(name: str, size: str, index: str, who: str, threads: str) -> int:
-    """Bytes at the peak of one call, beyond those held before it."""
+    """Bytes at the peak of the second call, beyond those held before it: what is loaded but once is no part of it."""
     module: Any = importlib.import_module(f"saccade.bench.{name}")
     width, height = (int(n) for n in size.split("x"))
     made = module.contests((width, height), int(threads))  # kept: a generator that is closed may remove its files
     contest = next(itertools.islice(made, int(index), None))
     contender = contest.ours if who == "ours" else contest.official
-    before = settle()
     with contender.inside() if contender.inside else contextlib.nullcontext():
+        contender.run()
+        before = settle()
         contender.run()
     return held("VmHWM") - before
 
