@@ -259,8 +259,14 @@ def _claim(path: Path, result: dict[str, Any]) -> str:
     if result.get("baseline"):
         lines.append(f"Baseline: {result['baseline']}. ")
     others = result.get("other_seeds") or []
-    again = "".join(f"; seed {other['seed']} {'met' if other['met'] else 'not met'}" for other in others)
-    lines += [f"Result: {met}{again}.", "", figures_table(result.get("figures", {}), others), ""]
+    runs = [(result.get("seed"), result.get("met_with_seed")), *((o["seed"], o["met"]) for o in others)]
+    again = ", ".join(f"seed {seed} {'met' if well else 'not met'}" for seed, well in runs)
+    lines += [
+        f"Result: {met}{f' ({again})' if others else ''}.",
+        "",
+        figures_table(result.get("figures", {}), others),
+        "",
+    ]
     for picture in sorted(p for p in RESULTS.glob(f"{slug}*") if p.suffix in PICTURES):
         lines += [f"![{_name(slug)}: {picture.stem.replace('_', ' ')}](results/{picture.name})", ""]
     facts = [f"`saccade reproduce {slug}`"]

@@ -69,7 +69,8 @@ def describe(result: Any, file: Path) -> str:
     seeds = ""
     if result.other_seeds:
         again = [f"{other['seed']} {'met' if other['met'] else 'not met'}" for other in result.other_seeds]
-        seeds = f"  (seed {result.seed}; in brackets: seeds {', '.join(again)})"
+        own = "met" if result.met_with_seed else "not met"
+        seeds = f"  (seed {result.seed} {own}; in brackets: seeds {', '.join(again)})"
     met = "met" if result.met else "NOT MET"
     lines.append(f"  {met}{seeds}  in {result.seconds:.0f} s on {result.machine}  {file}")
     return "\n".join(lines)

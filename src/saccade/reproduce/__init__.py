@@ -179,6 +179,7 @@ class Result:
         seconds: of all runs.
         seed: that ``figures`` were measured with.
         other_seeds: of further runs: seed, met, seconds, and those of the figures that are numbers.
+        met_with_seed: whether ``seed`` alone met it, where there were others.
     """
 
     system: str
@@ -192,6 +193,7 @@ class Result:
     versions: dict[str, str]
     seed: int
     other_seeds: list[dict[str, Any]] = field(default_factory=list)
+    met_with_seed: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -285,7 +287,8 @@ def joined(runs: Sequence[Result]) -> Result:
     """Runs of one claim with different seeds as one result: the first, with what the others found beside it."""
     others = [{"seed": r.seed, "met": r.met, "seconds": r.seconds, "figures": _numbers(r.figures)} for r in runs[1:]]
     seconds = round(sum(r.seconds for r in runs), 1)
-    return replace(runs[0], met=all(r.met for r in runs), seconds=seconds, other_seeds=others)
+    met = all(r.met for r in runs)
+    return replace(runs[0], met=met, seconds=seconds, other_seeds=others, met_with_seed=runs[0].met if others else None)
 
 
 def _numbers(figures: Figures) -> Figures:
