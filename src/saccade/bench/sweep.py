@@ -167,11 +167,7 @@ def _course(name: str, sides: Sequence[int], threads: int, advance: Advance | No
 
 
 def one(name: str, side: int, threads: int) -> dict[str, float]:
-    """Seconds of the fastest of three calls, and bytes at the peak of one beyond those held before.
-
-    That is the second call: what the first one loads for good (compiled code) is no part of it. Of a network too slow
-    for three calls it is the only one.
-    """
+    """Seconds of the fastest of three calls, and bytes at the peak of the first beyond those held before."""
     import torch
 
     from saccade.bench.memory import held, settle
@@ -181,13 +177,13 @@ def one(name: str, side: int, threads: int) -> dict[str, float]:
     option = registry.entry(name).facts.get("side_option")
     model = accelerate(registry.create(name, weights=None, **({option: side} if option else {})), backend="torch")
     x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    before = settle()
     seconds, peak = [], 0
-    for _ in range(CALLS):
-        before = settle()
+    for i in range(CALLS):
         began = time.perf_counter()
         model(x)
         seconds.append(time.perf_counter() - began)
-        peak = held("VmHWM") - before if len(seconds) < 3 else peak
+        peak = peak if i else held("VmHWM") - before
         if seconds[-1] > PATIENCE / 4:
             break
     return {"seconds": min(seconds), "bytes": max(peak, 0), "parameters": model.parameters}
