@@ -37,18 +37,13 @@ def test_a_network_is_measured_and_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sides"),
-    [
-        ("efficientvit_m0", (128, 192)),
-        ("elasticvit_t1", (64, 96)),
-        ("foveated_texture_resnet18", (64, 96)),
-        ("piip_nano", (32, 48)),
-    ],
+    ("name", "side"),
+    [("efficientvit_m0", 192), ("elasticvit_t1", 96), ("foveated_texture_resnet18", 96), ("piip_nano", 48)],
 )
-def test_networks_for_one_size_are_built_for_each(name: str, sides: tuple[int, int]) -> None:
-    (course,) = sweep.run([name], sides, threads=1).courses
-    assert course.sides == sides
-    assert all(seconds > 0 for seconds in course.seconds)
+def test_networks_for_one_size_are_built_for_each(name: str, side: int) -> None:
+    (course,) = sweep.run([name], (side,), threads=1).courses
+    assert course.sides == (side,)
+    assert course.seconds[0] > 0
 
 
 def test_what_fails_is_told_in_the_note() -> None:
