@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from saccade.bench import peers
 from saccade.bench.contest import Contest
-from saccade.bench.harness import Contender
+from saccade.bench.harness import Contender, Row, compare, measure
 from saccade.registry import create
 from saccade.runtime.accelerate import accelerate
 
-__all__ = ["backbone_contest", "eager", "exchanged"]
+__all__ = ["backbone_contest", "beside_timm", "eager", "exchanged"]
+
+PICTURES = 8
 
 
 def exchanged(model: nn.Module, plain: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
@@ -80,3 +82,37 @@ def backbone_contest(
         tuple(notes),
         check,
     )
+
+
+def beside_timm(
+    system: str, ours: tuple[str, int], peer: tuple[str, int], threads: int, rounds: int
+) -> tuple[list[Row], list[str]]:
+    """One of our networks as `saccade.accelerate` runs it, beside another design's from timm; batches of 8.
+
+    Ours in PyTorch, timm's in PyTorch (fused, channels last) and timm's in OpenVINO stand beside it, so that what the
+    network does and what the engine does can be told apart.
+
+    Args:
+        system: a slug.
+        ours: registered name, and the side of its pictures.
+        peer: timm's name, and the side of its own.
+        threads: of all.
+        rounds: timed.
+    """
+    import timm
+    from timm.utils.model import reparameterize_model
+
+    chance, contenders = torch.Generator().manual_seed(0), []
+    theirs = reparameterize_model(timm.create_model(peer[0]).eval()).to(memory_format=torch.channels_last)
+    for who, net, side in (
+        (ours[0], create(ours[0], weights=None), ours[1]),
+        (f"timm {peer[0]}", theirs, peer[1]),
+    ):
+        x = torch.randn(PICTURES, 3, side, side, generator=chance)
+        for backend in ("auto", "torch"):
+            fast = accelerate(net, x.shape, backend=backend, threads=threads)
+            contenders.append(eager(f"{who} at {side} px ({fast.backend})", fast, x, threads))
+    timings = measure(contenders, rounds, warmup=1)
+    what, command = f"{PICTURES} pictures", f"saccade bench backbones --system {system} --threads {threads}"
+    size = " and ".join(dict.fromkeys(str(side) for _, side in (ours, peer))) + " px"
+    return compare(timings, contenders[0].name, system=system, what=what, size=size, command=command), []

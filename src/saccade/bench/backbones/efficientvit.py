@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.backbones.efficientvit import CascadedGroupAttention, WindowAttention
-from saccade.bench.classify import backbone_contest, eager, exchanged
+from saccade.bench.classify import backbone_contest, beside_timm, exchanged
 from saccade.bench.contest import Contest
-from saccade.bench.harness import Row, compare, measure
-from saccade.registry import create
-from saccade.runtime.accelerate import accelerate
+from saccade.bench.harness import Row
 
 __all__ = ["PlainCascade", "PlainWindows", "contests", "rows"]
 
@@ -73,18 +71,5 @@ def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
 
 
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
-    """M2 at 224 px beside MobileViT-XXS at 256 px, batches of 8, both fused, both in PyTorch."""
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    chance = torch.Generator().manual_seed(0)
-    small, large = (torch.randn(8, 3, side, side, generator=chance) for side in (224, 256))
-    ours = accelerate(create("efficientvit_m2", weights=None), backend="torch")
-    peer = reparameterize_model(timm.create_model("mobilevit_xxs").eval())
-    contenders = [
-        eager("efficientvit_m2 at 224 px, fused", ours, small, threads),
-        eager("timm mobilevit_xxs at 256 px", peer, large, threads),
-    ]
-    timings = measure(contenders, rounds, warmup=1)
-    what, command = "8 pictures", f"saccade bench backbones --system efficientvit --threads {threads}"
-    return compare(timings, contenders[0].name, system="efficientvit", what=what, size="224x224", command=command), []
+    """M2 at 224 px beside MobileViT-XXS at 256 px."""
+    return beside_timm("efficientvit", ("efficientvit_m2", 224), ("mobilevit_xxs", 256), threads, rounds)

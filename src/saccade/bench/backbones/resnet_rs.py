@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saccade.backbones.resnet_rs import ResNetRS
-from saccade.bench.classify import backbone_contest, eager
+from saccade.bench.classify import backbone_contest, beside_timm
 from saccade.bench.contest import Contest
-from saccade.bench.harness import Row, compare, measure
-from saccade.registry import create
-from saccade.runtime.accelerate import accelerate
+from saccade.bench.harness import Row
 
 __all__ = ["contests", "plain", "rows"]
 
@@ -48,18 +45,5 @@ def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
 
 
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
-    """101 at 192 px beside EfficientNet-B3 at 300 px (as accurate), batches of 8; all in PyTorch, channels last."""
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    chance = torch.Generator().manual_seed(0)
-    small, large = (torch.randn(8, 3, s, s, generator=chance) for s in (192, 300))
-    ours = accelerate(create("resnetrs101", weights=None), backend="torch")
-    peer = reparameterize_model(timm.create_model("efficientnet_b3").eval()).to(memory_format=torch.channels_last)
-    contenders = [
-        eager("resnetrs101 at 192 px, fused", ours, small, threads),
-        eager("timm efficientnet_b3 at 300 px", peer, large.contiguous(memory_format=torch.channels_last), threads),
-    ]
-    timings = measure(contenders, rounds, warmup=1)
-    what, command = "8 pictures", f"saccade bench backbones --system resnet_rs --threads {threads}"
-    return compare(timings, contenders[0].name, system="resnet_rs", what=what, size="192, 300", command=command), []
+    """101 at 192 px beside EfficientNet-B3 at 300 px, which is as accurate."""
+    return beside_timm("resnet_rs", ("resnetrs101", 192), ("efficientnet_b3", 300), threads, rounds)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from saccade.backbones.shvit import SHViT, SingleHeadAttention
-from saccade.bench.classify import backbone_contest, eager, exchanged
+from saccade.bench.classify import backbone_contest, beside_timm, exchanged
 from saccade.bench.contest import Contest
-from saccade.bench.harness import Row, compare, measure
+from saccade.bench.harness import Row
 from saccade.registry import create
-from saccade.runtime.accelerate import accelerate
 
 __all__ = ["Plain", "contests", "rows"]
 
@@ -51,14 +50,5 @@ def contests(size: tuple[int, int], threads: int) -> Iterator[Contest]:
 
 
 def rows(threads: int, rounds: int) -> tuple[list[Row], list[str]]:
-    """S4 at 256 px, batches of 8, beside MobileViTv2-1.0 (the paper's comparison), both fused, both in PyTorch."""
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    x = torch.randn(8, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    ours = accelerate(create("shvit_s4", weights=None), backend="torch")
-    peer = reparameterize_model(timm.create_model("mobilevitv2_100").eval())
-    contenders = [eager("shvit_s4, fused", ours, x, threads), eager("timm mobilevitv2_100", peer, x, threads)]
-    timings = measure(contenders, rounds, warmup=1)
-    what, command = "8 pictures", f"saccade bench backbones --system shvit --threads {threads}"
-    return compare(timings, contenders[0].name, system="shvit", what=what, size="256x256", command=command), []
+    """S4 beside MobileViTv2-1.0 (the paper's comparison), both at 256 px."""
+    return beside_timm("shvit", ("shvit_s4", 256), ("mobilevitv2_100", 256), threads, rounds)
