@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.cli.cost import parse_size
 from saccade.cli.options import EnlargementOfModel, named_as_file
 from saccade.errors import InputError, SaccadeError, UsageError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("default", "official", "none")
 LONGEST = 8192  # side of pictures of a graph of one size
-TOLERANCE = 1e-4  # largest difference from the network that a graph may show, as a share of the largest value
+TOLERANCE = 1e-4  # largest difference from the network that a graph may show; of logits, as a share of the largest
 
 
 def export(
@@ -84,11 +85,13 @@ def export(
     temporary = temporary_beside(output)
     try:
         with bar(f"exporting {stem}", None):
-            network = network.collapse() if hasattr(network, "collapse") else fuse(network)
+            plain = network.collapse() if hasattr(network, "collapse") else fuse(network)
             names = ("pictures", "logits") if classifies else ("low", "high")
-            graphs.export(network, temporary, shape=shape, example=example if classifies else None, names=names)
+            graphs.export(plain, temporary, shape=shape, example=example if classifies else None, names=names)
             other = (1, channels, example[2] + 32, example[3] + 64)  # than what was traced
-            difference = largest_difference(temporary, network, shape or (other if classifies else example))
+            difference = largest_difference(
+                temporary, network, shape or (other if classifies else example), relative=classifies
+            )
         if difference is not None and not difference <= TOLERANCE:
             raise SaccadeError(
                 f"the exported graph of {name} differs from the network by {difference:.1e}: {output} was not written"
@@ -120,14 +123,12 @@ def _sides(text: str) -> tuple[int, int]:
     """``224x320`` as (height, width).
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else, or sides above `LONGEST`.
     """
-    height, _, width = text.lower().replace("×", "x").partition("x")
-    if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
-        raise UsageError(f"--size takes HxW, e.g. 224x224, not {text!r}")
-    if not (0 < int(height) <= LONGEST and 0 < int(width) <= LONGEST):
-        raise UsageError(f"sides of --size lie between 1 and {LONGEST:,} pixels, not {text}")
-    return int(height), int(width)
+    sides = parse_size(text)
+    if len(sides) != 2 or max(sides) > LONGEST:
+        raise UsageError(f"--size of a graph is HxW with sides up to {LONGEST:,} pixels, not {text}")
+    return sides[0], sides[1]
 
 
 def _sides_of(entry: ModelEntry, network: Any) -> tuple[int, int]:
@@ -196,17 +197,18 @@ def _one_sampler(name: str, network: Any, which: str | None) -> nn.Module:
     return made
 
 
-def largest_difference(graph: Path, network: Any, shape: tuple[int, ...] | None = None, seed: int = 0) -> float | None:
+def largest_difference(
+    graph: Path, network: Any, shape: tuple[int, ...] | None = None, seed: int = 0, *, relative: bool = False
+) -> float | None:
     """Largest difference between a graph and its network on a random picture; None without ONNX Runtime.
 
     Args:
         graph: the ONNX file.
         network: what it came from.
-        shape: of the picture; None: 37 x 53 px.
-        seed: of its numbers.
-
-    Returns:
-        As a share of the largest value that the network gives, or of 0.001.
+        shape: (B, C, H, W) of the picture; None: 37 x 53 px.
+        seed: of its numbers, uniform in [0, 1].
+        relative: as a share of the largest value that the network gives (of 0.001 at the least): for logits, which
+            have any size. Else absolute: for pictures in [0, 1].
 
     Raises:
         InputError: ONNX Runtime cannot run the graph.
@@ -231,4 +233,5 @@ def largest_difference(graph: Path, network: Any, shape: tuple[int, ...] | None 
         raise InputError(f"ONNX Runtime cannot run the exported graph: {str(error).splitlines()[0]}") from error
     if made.shape != tuple(expected.shape):
         raise InputError(f"the exported graph gives {made.shape} instead of {tuple(expected.shape)}")
-    return float((torch.from_numpy(made) - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+    difference = (torch.from_numpy(made) - expected).abs().max()
+    return float(difference / expected.abs().max().clamp(min=1e-3) if relative else difference)
