@@ -15,9 +15,9 @@ from saccade.bench.harness import Contender, Row, compare, measure
 from saccade.registry import create
 from saccade.runtime.accelerate import accelerate
 
-__all__ = ["backbone_contest", "beside_timm", "eager", "exchanged"]
+__all__ = ["PICTURES", "backbone_contest", "beside_timm", "eager", "exchanged"]
 
-PICTURES = 8
+PICTURES = 8  # of a batch beside another design
 
 
 def exchanged(model: nn.Module, plain: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
@@ -98,6 +98,9 @@ def beside_timm(
         peer: timm's name, and the side of its own.
         threads: of all.
         rounds: timed.
+
+    Returns:
+        Rows of milliseconds a batch and their ratios, and no notes.
     """
     import timm
     from timm.utils.model import reparameterize_model

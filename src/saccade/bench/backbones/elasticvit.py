@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from saccade.backbones.elasticvit import PUBLISHED, SubNetwork, largest, smallest
 from saccade.backbones.elasticvit.layers import Attention
-from saccade.bench.classify import backbone_contest, eager, exchanged
+from saccade.bench.classify import PICTURES, backbone_contest, eager, exchanged
 from saccade.bench.contest import Contest
 from saccade.bench.harness import Row, compare, measure
 from saccade.registry import create
 from saccade.runtime.accelerate import accelerate
 
 __all__ = ["Plain", "contests", "rows"]
-
-PICTURES = 8
 
 
 class Plain(nn.Module):
